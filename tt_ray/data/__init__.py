@@ -1,0 +1,1 @@
+"""Trajectories: reading, discretising, tokens and training windows."""

@@ -1,0 +1,95 @@
+"""Trajectories in memory: flat arrays, episode offsets, and the description of where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a trained model must know of its data to act without it; saved in every checkpoint."""
+
+    dataset_id: str
+    environment: Mapping[str, Any]
+    """Gymnasium's EnvSpec as JSON data; `{"id": "package.module:EnvId"}` at the least."""
+    observation_keys: tuple[str, ...]
+    """Leaves of a Dict observation in the order they are flattened (sorted paths, `a/b`); empty for a Box."""
+    observation_dim: int
+    """N, after `dataset.observation_dims` has cropped it."""
+    action_dim: int
+    """M."""
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    ref_min_score: float | None
+    """Mean return of a random policy: normalised score 0."""
+    ref_max_score: float | None
+    """Mean return of the reference expert: normalised score 100."""
+    fingerprint: str
+    """Hash of the arrays, before any cropping."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
+        """Inverse of `to_json`."""
+        tuples = ("observation_keys", "action_low", "action_high")
+        return cls(**{key: tuple(value) if key in tuples else value for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes of T transitions in all, end to end.
+
+    Episode e is the rows offsets[e]:offsets[e + 1]. A row's observation is the one its action was taken in;
+    an episode's final observation, after the last action, is not kept.
+    """
+
+    observations: NDArray[np.float32]  # [T, N]
+    actions: NDArray[np.float32]  # [T, M]
+    rewards: NDArray[np.float32]  # [T]
+    terminated: NDArray[np.bool_]  # [T] the environment ended the episode after this row
+    truncated: NDArray[np.bool_]  # [T] a time limit, or the end of the record, did
+    offsets: NDArray[np.int64]  # [E + 1]
+    spec: DataSpec
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Transitions of each episode, [E]."""
+        return np.diff(self.offsets)
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Undiscounted return of each episode, [E]."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
+
+
+def discounted_values(episodes: Episodes, rewards: NDArray[np.float32], discount: float) -> NDArray[np.float32]:
+    """Reward-to-go that excludes the present reward: V_t = sum_{k>=0} discount^k r_{t+1+k}, [T].
+
+    Janner et al. 2021, section 3.1; zero at the last row of an episode.
+    """
+    values = np.zeros(len(rewards), dtype=np.float64)
+    last = np.zeros(len(rewards), dtype=bool)
+    last[episodes.offsets[1:] - 1] = True
+    running = 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        running = 0.0 if last[t] else float(rewards[t + 1]) + discount * running
+        values[t] = running
+    return values.astype(np.float32)
+
+
+def apply_terminal_penalty(episodes: Episodes, penalty: float | None) -> NDArray[np.float32]:
+    """Rewards [T] with `penalty` in place of the last one of every episode that really terminated."""
+    if penalty is None:
+        return episodes.rewards
+    return np.where(episodes.terminated, np.float32(penalty), episodes.rewards)

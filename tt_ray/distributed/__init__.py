@@ -1,0 +1,1 @@
+"""The thin layer on Ray: training workers and pools of actors."""

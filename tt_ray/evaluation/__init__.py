@@ -1,0 +1,1 @@
+"""Environments, closed-loop episodes, scores and data collection."""

@@ -1,0 +1,1 @@
+"""Beam search over the model, and the engine that plans for many episodes at once."""
