@@ -1,0 +1,139 @@
+"""Real values to bins and back, one dimension at a time.
+
+Bin k of a dimension is [edges[k], edges[k + 1]); the first and the last also take what lies outside. Edges are
+float32 numbers and distinct, and a bin's representative lies inside it, so encode(decode(k)) == k for every bin in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32s = NDArray[np.float32]
+
+
+def token_dtype(num_bins: int) -> type[np.uint8] | type[np.int16]:
+    """Smallest token type that holds `num_bins` bins and the stop token."""
+    return np.uint8 if num_bins <= 255 else np.int16
+
+
+@dataclass(frozen=True)
+class Discretizer:
+    """Bins of D dimensions, at most V each. A dimension with fewer distinct edges uses fewer bins."""
+
+    strategy: str
+    num_bins: int
+    """V: bins a dimension may use."""
+    edges: Float32s
+    """[D, V + 1], ascending; past a dimension's last edge, +inf."""
+    representatives: Float32s
+    """[D, V]: the value that a bin decodes to, its midpoint; unused bins repeat the last one in use."""
+
+    @classmethod
+    def fit(
+        cls, values: Float32s, *, strategy: str, num_bins: int, reserved: Mapping[int, float] | None = None
+    ) -> Discretizer:
+        """Bins for the columns of `values` [T, D].
+
+        `reserved` gives a dimension one special value (a terminal penalty): it gets a bin of its own, and the
+        other bins are fitted without it.
+        """
+        reserved = reserved or {}
+        dims = values.shape[1]
+        edges = np.full((dims, num_bins + 1), np.inf, dtype=np.float32)
+        representatives = np.zeros((dims, num_bins), dtype=np.float32)
+        for d in range(dims):
+            column = _column_edges(values[:, d], strategy, num_bins, reserved.get(d))
+            used = len(column) - 1
+            edges[d, : used + 1] = column
+            representatives[d, :used] = _midpoints(column)
+            representatives[d, used:] = representatives[d, used - 1]
+        return cls(strategy, num_bins, edges, representatives)
+
+    @property
+    def dims(self) -> int:
+        """D."""
+        return len(self.edges)
+
+    @property
+    def bins_in_use(self) -> NDArray[np.int64]:
+        """Bins of each dimension that an encode can answer, [D]."""
+        return np.isfinite(self.edges).sum(axis=1) - 1
+
+    def encode(self, values: NDArray[np.floating[Any]], first: int = 0) -> NDArray[np.uint8] | NDArray[np.int16]:
+        """Tokens [..., d] of values [..., d], whose last axis are the dimensions first, first + 1, ...
+
+        Values outside the data clip to the outermost bins.
+        """
+        values = np.asarray(values, dtype=np.float32)
+        tokens = np.empty(values.shape, dtype=token_dtype(self.num_bins))
+        for i in range(values.shape[-1]):
+            used = self.bins_in_use[first + i]
+            inner_edges = self.edges[first + i, 1:used]
+            tokens[..., i] = np.searchsorted(inner_edges, values[..., i], side="right")
+        return tokens
+
+    def decode(self, tokens: NDArray[np.integer[Any]], first: int = 0) -> Float32s:
+        """Representative values [..., d] of tokens [..., d], dimensions as in `encode`."""
+        dims = first + np.arange(tokens.shape[-1])
+        return self.representatives[dims, tokens]
+
+    def expectation(self, probabilities: NDArray[np.floating[Any]], slot: int) -> NDArray[np.floating[Any]]:
+        """Mean value [...] of dimension `slot` under probabilities [..., V] or [..., V + 1].
+
+        The mass of the stop token, the last of V + 1, counts as value 0.
+        """
+        return probabilities[..., : self.num_bins] @ self.representatives[slot].astype(probabilities.dtype)
+
+    def to_arrays(self) -> dict[str, Float32s]:
+        """The arrays to save; `from_arrays` takes them back."""
+        return {"edges": self.edges, "representatives": self.representatives}
+
+    @classmethod
+    def from_arrays(cls, strategy: str, arrays: Mapping[str, NDArray[Any]]) -> Discretizer:
+        """Inverse of `to_arrays`."""
+        edges = np.asarray(arrays["edges"], dtype=np.float32)
+        representatives = np.asarray(arrays["representatives"], dtype=np.float32)
+        return cls(strategy, edges.shape[1] - 1, edges, representatives)
+
+
+def _column_edges(column: Float32s, strategy: str, num_bins: int, reserved: float | None) -> Float32s:
+    """Distinct ascending float32 edges of one dimension: at least 2, at most num_bins + 1."""
+    if reserved is None:
+        return _plain_edges(column, strategy, num_bins)
+    special = np.float32(reserved)
+    ordinary = column[column != special]
+    own_bin = np.array([special, _next(special)], dtype=np.float32)
+    if not len(ordinary):
+        return own_bin
+    # A bin of its own can split another in two, or leave a gap beside it: both cost two bins.
+    return np.unique(np.concatenate([_plain_edges(ordinary, strategy, num_bins - 2), own_bin]))
+
+
+def _plain_edges(column: Float32s, strategy: str, num_bins: int) -> Float32s:
+    column = column.astype(np.float64)
+    if strategy == "uniform":
+        edges = np.linspace(column.min(), column.max(), num_bins + 1)
+    else:
+        edges = np.quantile(column, np.linspace(0.0, 1.0, num_bins + 1))
+    edges = edges.astype(np.float32)
+    # An edge that repeats is one value with at least a bin's worth of mass (a sparse reward, a contact force that is
+    # mostly zero): that value gets a bin of its own, so that it decodes to itself.
+    distinct, counts = np.unique(edges, return_counts=True)
+    atoms = distinct[counts > 1]
+    return np.unique(np.concatenate([distinct, _next(atoms)]))
+
+
+def _next(values: Any) -> Any:
+    return np.nextafter(values, np.float32(np.inf), dtype=np.float32)
+
+
+def _midpoints(edges: Float32s) -> Float32s:
+    """Midpoints of adjacent edges; a bin with no float32 number between its edges takes its lower edge."""
+    low, high = edges[:-1], edges[1:]
+    middle = (low.astype(np.float64) / 2 + high.astype(np.float64) / 2).astype(np.float32)
+    return np.where((middle >= low) & (middle < high), middle, low)

@@ -1,0 +1,103 @@
+"""Training windows over the token array: which start where, how they are padded, which targets count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tt_ray.data.tokens import TokenLayout
+
+
+def split_episodes(count: int, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Training and validation episode numbers, sorted. At least one episode stays for training."""
+    held_out = min(round(count * validation_fraction), count - 1)
+    if validation_fraction > 0 and count > 1:
+        held_out = max(held_out, 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def batch_of_step(seed: int, step: int, batch_size: int, count: int) -> NDArray[np.int64]:
+    """Which of `count` windows step `step` (from 0) trains on, [batch_size].
+
+    Every epoch is a new permutation; a batch may span two or more. A pure function of its arguments, so that training
+    can be taken up at any step and every worker knows the whole batch.
+    """
+    chunks: list[NDArray[np.int64]] = []
+    position, missing = step * batch_size, batch_size
+    while missing > 0:
+        epoch, offset = divmod(position, count)
+        chunk = _epoch_order(seed, epoch, count)[offset : offset + missing]
+        chunks.append(chunk)
+        position, missing = position + len(chunk), missing - len(chunk)
+    return np.concatenate(chunks)
+
+
+@dataclass(frozen=True)
+class WindowSet:
+    """Every window of W transitions that starts at a transition of the chosen episodes.
+
+    A window that reaches past its episode's end is padded with the stop token. Targets in the padding count only
+    after a real termination: after a time limit the future is unknown, not over.
+    """
+
+    tokens: Tensor  # [T, D] resident, uint8 or int16
+    starts: Tensor  # [count] row of each window's first transition
+    ends: Tensor  # [count] one past the last row of its episode
+    terminated: Tensor  # [count] whether that episode really terminated
+    window: int
+    layout: TokenLayout
+
+    @classmethod
+    def build(
+        cls,
+        tokens: NDArray[np.integer],
+        offsets: NDArray[np.int64],
+        terminated: NDArray[np.bool_],
+        episodes: NDArray[np.int64],
+        window: int,
+        layout: TokenLayout,
+    ) -> WindowSet:
+        """Windows of the episodes numbered `episodes`; `terminated` is [T], by row."""
+        starts = [np.arange(offsets[e], offsets[e + 1]) for e in episodes]
+        ends = [np.full(len(rows), offsets[e + 1]) for e, rows in zip(episodes, starts, strict=True)]
+        start = torch.from_numpy(np.concatenate(starts)) if starts else torch.zeros(0, dtype=torch.int64)
+        end = torch.from_numpy(np.concatenate(ends)) if ends else torch.zeros(0, dtype=torch.int64)
+        flags = torch.from_numpy(np.ascontiguousarray(terminated))
+        ended = flags[end - 1] if len(end) else torch.zeros(0, dtype=torch.bool)
+        return cls(torch.from_numpy(np.ascontiguousarray(tokens)), start, end, ended, window, layout)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def to(self, device: torch.device) -> WindowSet:
+        """The same set with its arrays resident on `device`."""
+        moved = (tensor.to(device) for tensor in (self.tokens, self.starts, self.ends, self.terminated))
+        return WindowSet(*moved, self.window, self.layout)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs [b, W * D - 1], targets of the same shape, and the mask of targets that count."""
+        rows = self.starts[indices, None] + torch.arange(self.window, device=self.starts.device)
+        inside = rows < self.ends[indices, None]
+        # Rows of the next episode would be read past the end; read the last row of the array at most, then overwrite.
+        tokens = self.tokens[rows.clamp(max=len(self.tokens) - 1)].long()
+        tokens = torch.where(inside[..., None], tokens, self.layout.stop_token).flatten(1)
+        counts = inside | self.terminated[indices, None]
+        mask = counts.repeat_interleave(self.layout.slots, dim=1)
+        return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]
+
+    def count_targets(self, indices: Tensor) -> Tensor:
+        """Targets that count in the windows `indices`, without gathering them; a scalar."""
+        inside = (self.ends[indices] - self.starts[indices]).clamp(max=self.window)
+        rows = torch.where(self.terminated[indices], self.window, inside)
+        return (rows * self.layout.slots - 1).sum()

@@ -1,0 +1,185 @@
+"""The checkpoint folder: everything that planning or further training needs, in safe formats, written atomically.
+
+    config.json                 experiment, model size, layout, data spec, step
+    metrics.json                validation losses at that step
+    model.safetensors           weights
+    discretizer.safetensors     bin edges and representatives
+    training_state.safetensors  optimizer moments (random streams and schedule follow from seed and step)
+    checksums.json              SHA-256 of each of the above
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tt_ray.config import ModelConfig
+from tt_ray.data.discretizer import Discretizer
+from tt_ray.data.episodes import DataSpec
+from tt_ray.data.tokens import TokenLayout
+from tt_ray.errors import UserError
+from tt_ray.model.transformer import TrajectoryTransformer
+
+CHECKSUMS = "checksums.json"
+STEP_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with what it needs to read and write trajectories."""
+
+    model: TrajectoryTransformer
+    discretizer: Discretizer
+    spec: DataSpec
+    experiment: Mapping[str, Any]
+    """The experiment's configuration as plain data, with the training seed under `seed`."""
+    step: int
+    metrics: Mapping[str, float]
+
+
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, training_state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write `folder` whole or not at all: under a temporary name first, renamed once it is complete."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model = checkpoint.model
+    config = {
+        "experiment": dict(checkpoint.experiment),
+        "model": asdict(model.config),
+        "layout": asdict(model.layout),
+        "data": checkpoint.spec.to_json(),
+        "strategy": checkpoint.discretizer.strategy,
+        "step": checkpoint.step,
+    }
+    (temporary / "config.json").write_text(json.dumps(config, indent=1))
+    (temporary / "metrics.json").write_text(json.dumps(dict(checkpoint.metrics), indent=1))
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, temporary / "model.safetensors")
+    save_numpy(checkpoint.discretizer.to_arrays(), temporary / "discretizer.safetensors")
+    if training_state is not None:
+        state = {name: value.detach().cpu().contiguous() for name, value in training_state.items()}
+        save_file(state, temporary / "training_state.safetensors")
+    checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+    (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with its checksum; `UserError` names the first that is missing or damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder")
+    if not (folder / CHECKSUMS).is_file():
+        raise UserError(f"{folder}: not a checkpoint folder ({CHECKSUMS} is missing)")
+    try:
+        checksums = json.loads((folder / CHECKSUMS).read_text())
+        expected = {str(name): str(digest) for name, digest in checksums.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CHECKSUMS}: damaged checkpoint ({error}); restore it or train again") from error
+    for name, digest in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing from the checkpoint; restore it or train again")
+        if _sha256(file) != digest:
+            raise UserError(f"{file}: damaged or truncated (checksum differs); restore it or train again")
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Verify and read a checkpoint folder; the model comes in evaluation mode. `UserError` where it is unusable."""
+    verify_checkpoint(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        model = TrajectoryTransformer(ModelConfig(**config["model"]), TokenLayout(**config["layout"]))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        discretizer = Discretizer.from_arrays(config["strategy"], load_numpy(folder / "discretizer.safetensors"))
+        spec = DataSpec.from_json(config["data"])
+        metrics = json.loads((folder / "metrics.json").read_text())
+        step = int(config["step"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: not a checkpoint that this version can read ({reason})") from error
+    return Checkpoint(model.to(device).eval(), discretizer, spec, config["experiment"], step, metrics)
+
+
+def load_training_state(folder: Path) -> dict[str, Tensor]:
+    """The optimizer's tensors as `save_checkpoint` was given them."""
+    return load_file(folder / "training_state.safetensors")
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` updates lies in a model's folder."""
+    return folder / "checkpoints" / f"{STEP_PREFIX}{step:08d}"
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Complete checkpoints of a model's folder, oldest first."""
+    return sorted((folder / "checkpoints").glob(f"{STEP_PREFIX}*"))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Checkpoint of the most updates, or None."""
+    return next(reversed(checkpoint_folders(folder)), None)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """Checkpoint of the lowest validation loss (the last one where there is none), or None."""
+    losses = [(_validation_loss(path), path) for path in reversed(checkpoint_folders(folder))]
+    return min(losses, key=lambda entry: entry[0])[1] if losses else None
+
+
+def prune_checkpoints(folder: Path) -> None:
+    """Keep the best and the last checkpoint, remove the others."""
+    kept = {best_checkpoint(folder), last_checkpoint(folder)}
+    for path in checkpoint_folders(folder):
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the released research code's GPT under our names.
+
+    Theirs are tok_emb [V * D + 1, d], pos_emb [1, T, d], blocks.i.{ln1, ln2, attn.{query, key, value, proj}, mlp.{0, 2}},
+    ln_f and head [D, V + 1, d]; masks are left out.
+    """
+    renamed = {
+        "token_embedding.weight": state["tok_emb.weight"],
+        "position_embedding": state["pos_emb"][0],
+        "final_norm.weight": state["ln_f.weight"],
+        "final_norm.bias": state["ln_f.bias"],
+        "head": state["head.weight"],
+    }
+    layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    for i in layers:
+        for part in ("weight", "bias"):
+            attention = f"blocks.{i}.attn"
+            joined = [state[f"{attention}.{name}.{part}"] for name in ("query", "key", "value")]
+            renamed[f"blocks.{i}.attention.qkv.{part}"] = torch.cat(joined)
+            renamed[f"blocks.{i}.attention.proj.{part}"] = state[f"{attention}.proj.{part}"]
+            for name in ("ln1", "ln2", "mlp.0", "mlp.2"):
+                renamed[f"blocks.{i}.{name}.{part}"] = state[f"blocks.{i}.{name}.{part}"]
+    return renamed
+
+
+def _validation_loss(folder: Path) -> float:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return float(metrics.get("val/loss", float("inf")))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

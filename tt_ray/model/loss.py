@@ -1,0 +1,57 @@
+"""Weighted cross-entropy over the tokens that count, and its parts by kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tt_ray.config import TrainingConfig
+from tt_ray.data.tokens import Kind, TokenLayout
+
+
+def target_kinds(layout: TokenLayout, length: int, device: torch.device | None = None) -> Tensor:
+    """Kind of the target at each of `length` input positions, [T]: the target of position t has slot (t + 1) mod D."""
+    kinds = torch.tensor(layout.kinds, device=device)
+    return kinds[(torch.arange(length, device=device) + 1) % layout.slots]
+
+
+def kind_weights(training: TrainingConfig, device: torch.device | None = None) -> Tensor:
+    """Weight of each kind's targets, [4] in the order of `Kind`."""
+    weights = [training.observation_weight, training.action_weight, training.reward_weight, training.value_weight]
+    return torch.tensor(weights, device=device)
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Cross-entropy in nats, summed over targets rather than averaged, so that shards of a batch simply add up."""
+
+    weighted: Tensor
+    """Sum of weight * cross-entropy; the training objective is this over the number of targets."""
+    by_kind: Tensor
+    """[4] unweighted sums by `Kind`."""
+    counts: Tensor
+    """[4] targets of each kind."""
+
+    def metrics(self) -> dict[str, float]:
+        """Mean loss in all and by kind, per target."""
+        counts, sums = self.counts.tolist(), self.by_kind.detach().tolist()
+        result = {"loss": float(self.weighted.detach()) / max(sum(counts), 1)}
+        for kind in Kind:
+            result[f"loss_{kind.name.lower()}"] = sums[kind] / max(counts[kind], 1)
+        return result
+
+
+def loss_sums(logits: Tensor, targets: Tensor, mask: Tensor, kinds: Tensor, weights: Tensor) -> LossSums:
+    """Loss of logits [b, T, V + 1] against targets [b, T], over the positions where `mask` [b, T] holds.
+
+    `kinds` [T] are the targets' kinds, `weights` [4] the weight of each.
+    """
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    nats = nats * mask
+    per_position, counted = nats.sum(0), mask.sum(0)
+    by_kind = torch.zeros(len(Kind), device=logits.device).index_add(0, kinds, per_position)
+    counts = torch.zeros(len(Kind), device=logits.device).index_add(0, kinds, counted.float())
+    return LossSums((weights * by_kind).sum(), by_kind, counts)

@@ -1,0 +1,146 @@
+"""The Trajectory Transformer: a GPT whose vocabulary and output head depend on the slot, with hidden value columns.
+
+Shape letters: b sequences, T tokens, D slots, V bins, d embed_dim, L layers.
+Janner, Li, Levine 2021, "Offline Reinforcement Learning as One Big Sequence Modeling Problem".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tt_ray.config import ModelConfig
+from tt_ray.data.tokens import TokenLayout
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values from one product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.residual_dropout = nn.Dropout(config.dropout)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [..., heads, d / heads] of x [..., d]."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.unbind(-3)
+        return query, key, value
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [b, T, d], keys and values [b, heads, T, d / heads]; `mask` is True where a key may be seen."""
+        query, key, value = (part.transpose(1, 2) for part in self.split(x))
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return self.residual_dropout(self.proj(mixed.transpose(1, 2).flatten(2))), key, value
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm Transformer block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.ln1 = nn.LayerNorm(width)
+        self.attention = Attention(config)
+        self.ln2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(config.dropout)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [b, T, d] and the attention's keys and values."""
+        mixed, key, value = self.attention(self.ln1(x), mask)
+        x = x + mixed
+        return x + self.mlp(self.ln2(x)), key, value
+
+
+class TrajectoryTransformer(nn.Module):
+    """Next-token logits over trajectories of transitions of D tokens.
+
+    Sequences begin with slot 0 and hold at most context_transitions * D - 1 tokens. The logits at a token of slot s
+    are over the next token, of slot (s + 1) mod D: V bins and, last, the stop token.
+    """
+
+    def __init__(self, config: ModelConfig, layout: TokenLayout) -> None:
+        super().__init__()
+        self.config, self.layout = config, layout
+        self.max_tokens = config.context_transitions * layout.slots - 1
+        self.token_embedding = nn.Embedding(layout.num_bins * layout.slots + 1, config.embed_dim)
+        self.position_embedding = nn.Parameter(torch.zeros(self.max_tokens, config.embed_dim))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = nn.LayerNorm(config.embed_dim)
+        self.head = nn.Parameter(torch.empty(layout.slots, layout.num_bins + 1, config.embed_dim))  # by present slot
+        self.apply(_initialize)
+        nn.init.normal_(self.head, std=0.02)
+        visible = visibility(self.max_tokens, layout.slots)
+        self.register_buffer("visible", visible, persistent=False)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def embed(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """Input vectors [..., d] of tokens [...], given each one's slot and its position in the window."""
+        rows = torch.where(
+            tokens == self.layout.stop_token,
+            self.layout.num_bins * self.layout.slots,
+            tokens + slots * self.layout.num_bins,
+        )
+        return self.token_embedding(rows) + self.position_embedding[positions]
+
+    def encode(
+        self, tokens: Tensor, positions: Tensor | None = None, slots: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Final hidden states [b, T, d], and each layer's keys and values [b, heads, T, d / heads].
+
+        By default positions count from 0 at a slot 0 and the mask is the causal one with value columns hidden.
+        """
+        length = tokens.shape[1]
+        index = torch.arange(length, device=tokens.device)
+        if positions is None and length > self.max_tokens:
+            raise ValueError(f"{length} tokens do not fit the model's context of {self.max_tokens}")
+        positions = index if positions is None else positions
+        slots = index % self.layout.slots if slots is None else slots
+        mask = self.visible[:length, :length] if mask is None else mask
+        x = self.dropout(self.embed(tokens, slots, positions))
+        cache = []
+        for block in self.blocks:
+            x, key, value = block(x, mask)
+            cache.append((key, value))
+        return self.final_norm(x), cache
+
+    def logits_at(self, hidden: Tensor, slot: int) -> Tensor:
+        """Logits [..., V + 1] over the token after one of slot `slot`, from hidden states [..., d]."""
+        return F.linear(hidden, self.head[slot])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [b, T, V + 1] over the next token, for tokens [b, T] that begin with slot 0."""
+        hidden, _ = self.encode(tokens)
+        slots, length = self.layout.slots, tokens.shape[1]
+        padded = F.pad(hidden, (0, 0, 0, -length % slots)).unflatten(1, (-1, slots))
+        return torch.einsum("bwsd,svd->bwsv", padded, self.head).flatten(1, 2)[:, :length]
+
+
+def visibility(length: int, slots: int) -> Tensor:
+    """Mask [T, T], True where query t may see key u: u <= t, and u is no value token.
+
+    A value token holds the future's reward, so no query sees it, not even itself; its own residual stream still
+    predicts the next token.
+    """
+    index = torch.arange(length)
+    causal = index[:, None] >= index[None, :]
+    return causal & (index % slots != slots - 1)[None, :]
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
