@@ -1,14 +1,14 @@
 """One experiment as frozen dataclasses, the rules they must obey, and the fingerprint of each stage.
 
-Plain dataclasses only: the model, the training loop and the planner need nothing else to run. Reading YAML and
-checking types is `experiment_file.py`.
+Plain dataclasses only: the model, the training loop and the planner need nothing else to run. Reading YAML
+and checking types is `experiment_file.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,24 @@ def require(condition: bool, key: str, message: str) -> None:
     """Raise a `UserError` naming the configuration key `key` unless `condition` holds."""
     if not condition:
         raise UserError(f"{key}: {message}")
+
+
+def _each(section: str, config: Any, names: str, fine: Callable[[Any], bool], must: str) -> None:
+    for name in names.split():
+        value = getattr(config, name)
+        require(value in (None, "auto") or fine(value), f"{section}.{name}", f"must {must}, not {value}")
+
+
+def _at_least(minimum: int, section: str, config: Any, names: str) -> None:
+    _each(section, config, names, lambda value: value >= minimum, f"be at least {minimum}")
+
+
+def _positive(section: str, config: Any, names: str) -> None:
+    _each(section, config, names, lambda value: value > 0, "be positive")
+
+
+def _fraction(section: str, config: Any, names: str) -> None:
+    _each(section, config, names, lambda value: 0 <= value < 1, "lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +59,10 @@ class DatasetConfig:
     """Seed of the train/validation split."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        require(bool(self.id.strip()), "dataset.id", "must not be empty")
         require(0 < self.discount <= 1, "dataset.discount", f"must lie in (0, 1], not {self.discount}")
-        require(
-            0 <= self.validation_fraction < 1,
-            "dataset.validation_fraction",
-            f"must lie in [0, 1), not {self.validation_fraction}",
-        )
-        require(
-            self.observation_dims is None or self.observation_dims >= 1,
-            "dataset.observation_dims",
-            f"must be at least 1, not {self.observation_dims}",
-        )
+        _fraction("dataset", self, "validation_fraction")
+        _at_least(1, "dataset", self, "observation_dims")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +73,8 @@ class DiscretizerConfig:
     num_bins: int = 100
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        require(
-            2 <= self.num_bins <= MAX_BINS,
-            "discretizer.num_bins",
-            f"must lie between 2 and {MAX_BINS} (tokens are 16-bit at most), not {self.num_bins}",
-        )
+        limits = f"must lie between 2 and {MAX_BINS} (tokens are 16-bit at most), not {self.num_bins}"
+        require(2 <= self.num_bins <= MAX_BINS, "discretizer.num_bins", limits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +89,15 @@ class ModelConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        for name in ("num_layers", "num_heads", "embed_dim"):
-            require(getattr(self, name) >= 1, f"model.{name}", f"must be at least 1, not {getattr(self, name)}")
+        _at_least(1, "model", self, "num_layers num_heads embed_dim")
+        _fraction("model", self, "dropout")
         require(
             self.context_transitions >= 2,
             "model.context_transitions",
             f"must be at least 2 (one past transition and the present one), not {self.context_transitions}",
         )
-        require(
-            self.embed_dim % self.num_heads == 0,
-            "model.embed_dim",
-            f"{self.embed_dim} is not divisible by model.num_heads = {self.num_heads}",
-        )
-        require(0 <= self.dropout < 1, "model.dropout", f"must lie in [0, 1), not {self.dropout}")
+        uneven = f"{self.embed_dim} is not divisible by model.num_heads = {self.num_heads}"
+        require(self.embed_dim % self.num_heads == 0, "model.embed_dim", uneven)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +126,14 @@ class TrainingConfig:
     """Windows of the held-out episodes that a validation looks at, at most."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        at_least_one = ("steps", "batch_size", "log_every", "validate_every", "validation_windows")
-        for name in at_least_one:
-            require(getattr(self, name) >= 1, f"training.{name}", f"must be at least 1, not {getattr(self, name)}")
-        require(self.warmup_steps >= 0, "training.warmup_steps", f"must not be negative, not {self.warmup_steps}")
-        require(self.learning_rate > 0, "training.learning_rate", f"must be positive, not {self.learning_rate}")
-        require(self.gradient_clip > 0, "training.gradient_clip", f"must be positive, not {self.gradient_clip}")
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"training.{name}", "must lie in [0, 1)")
-        for name in ("observation_weight", "action_weight", "reward_weight", "value_weight", "weight_decay"):
-            require(getattr(self, name) >= 0, f"training.{name}", "must not be negative")
+        _at_least(1, "training", self, "steps batch_size log_every validate_every validation_windows")
+        _at_least(0, "training", self, "warmup_steps weight_decay")
+        _at_least(0, "training", self, "observation_weight action_weight reward_weight value_weight")
+        _positive("training", self, "learning_rate gradient_clip")
+        _fraction("training", self, "beta1 beta2")
         fraction = self.final_learning_rate_fraction
-        require(0 <= fraction <= 1, "training.final_learning_rate_fraction", "must lie in [0, 1]")
+        inside = 0 <= fraction <= 1
+        require(inside, "training.final_learning_rate_fraction", f"must lie in [0, 1], not {fraction}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,25 +160,17 @@ class PlannerConfig:
     """Whole transitions that stay when the window is full; None: max_context_transitions - 1."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        for name in ("horizon", "beam_width", "n_expand", "k_obs", "plan_every", "max_context_transitions"):
-            require(getattr(self, name) >= 1, f"planner.{name}", f"must be at least 1, not {getattr(self, name)}")
-        require(self.k_act is None or self.k_act >= 1, "planner.k_act", f"must be at least 1, not {self.k_act}")
-        require(
-            self.cdf_act is None or 0 <= self.cdf_act < 1,
-            "planner.cdf_act",
-            f"must lie in [0, 1), not {self.cdf_act}",
-        )
-        require(
-            self.plan_every <= self.horizon,
-            "planner.plan_every",
-            f"{self.plan_every} steps cannot come from a plan of planner.horizon = {self.horizon}",
-        )
+        _at_least(1, "planner", self, "horizon beam_width n_expand k_act k_obs plan_every")
+        _at_least(1, "planner", self, "max_context_transitions")
+        _fraction("planner", self, "cdf_act")
+        short = f"{self.plan_every} steps cannot come from a plan of planner.horizon = {self.horizon}"
+        require(self.plan_every <= self.horizon, "planner.plan_every", short)
 
     def resolve_window(self, context_transitions: int) -> tuple[int, int]:
         """Window and keep for a model trained on `context_transitions`; `UserError` where they cannot be."""
-        window = self.window if self.window is not None else context_transitions
-        keep = self.keep if self.keep is not None else max(1, min(self.max_context_transitions - 1, window - 1))
+        window = context_transitions if self.window is None else self.window
+        default_keep = max(1, min(self.max_context_transitions - 1, window - 1))
+        keep = default_keep if self.keep is None else self.keep
         require(
             window <= context_transitions,
             "planner.window",
@@ -190,13 +178,13 @@ class PlannerConfig:
             "(model.context_transitions)",
         )
         require(window >= 2, "planner.window", f"must be at least 2, not {window}")
-        require(
-            1 <= keep < window, "planner.keep", f"must lie between 1 and planner.window - 1 = {window - 1}, not {keep}"
-        )
+        between = f"must lie between 1 and planner.window - 1 = {window - 1}"
+        require(1 <= keep < window, "planner.keep", f"{between}, not {keep}")
         require(
             self.max_context_transitions <= window,
             "planner.max_context_transitions",
-            f"{self.max_context_transitions} is larger than the window of {window} transitions",
+            f"{self.max_context_transitions} is larger than the window of {window} transitions "
+            "(planner.window, or else model.context_transitions)",
         )
         return window, keep
 
@@ -214,16 +202,10 @@ class EvaluationConfig:
     bootstrap_samples: int = 10_000
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        for name in ("episodes", "bootstrap_samples"):
-            require(getattr(self, name) >= 1, f"evaluation.{name}", f"must be at least 1, not {getattr(self, name)}")
-        require(
-            self.max_steps is None or self.max_steps >= 1,
-            "evaluation.max_steps",
-            f"must be at least 1, not {self.max_steps}",
-        )
-        require(0 < self.confidence < 1, "evaluation.confidence", "must lie between 0 and 1")
-        require(self.first_seed >= 0, "evaluation.first_seed", "must not be negative")
+        _at_least(1, "evaluation", self, "episodes bootstrap_samples max_steps")
+        _at_least(0, "evaluation", self, "first_seed")
+        inside = 0 < self.confidence < 1
+        require(inside, "evaluation.confidence", f"must lie between 0 and 1, not {self.confidence}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +224,7 @@ class CollectConfig:
     noise: float = 0.03
     """Standard deviation of a direction's entries."""
     alive_bonus: float = 0.0
-    """Taken off every step's reward while learning (Hopper pays 1 for being upright); recorded rewards keep it."""
+    """Taken off every step's reward while learning (Hopper pays 1 for being upright); the record keeps it."""
     max_steps: int | None = None
     """Cut an episode after so many steps; None: the environment's own limit."""
     final_episodes: int = 20
@@ -250,19 +232,10 @@ class CollectConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        for name in ("steps", "directions", "top_directions", "final_episodes"):
-            require(getattr(self, name) >= 1, f"collect.{name}", f"must be at least 1, not {getattr(self, name)}")
-        require(
-            self.top_directions <= self.directions,
-            "collect.top_directions",
-            f"{self.top_directions} is more than collect.directions = {self.directions}",
-        )
-        require(self.step_size > 0, "collect.step_size", f"must be positive, not {self.step_size}")
-        require(self.noise > 0, "collect.noise", f"must be positive, not {self.noise}")
-        require(
-            self.max_steps is None or self.max_steps >= 1, "collect.max_steps", f"must be at least 1, not {self.max_steps}"
-        )
+        _at_least(1, "collect", self, "steps directions top_directions final_episodes max_steps")
+        _positive("collect", self, "step_size noise")
+        many = f"{self.top_directions} is more than collect.directions = {self.directions}"
+        require(self.top_directions <= self.directions, "collect.top_directions", many)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,16 +255,8 @@ class ResourcesConfig:
     """Times a crashed worker or actor is replaced before the run gives up."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        for name in ("workers", "evaluation_actors"):
-            value = getattr(self, name)
-            require(value == "auto" or value >= 1, f"resources.{name}", f"must be auto or at least 1, not {value}")
-        require(
-            self.episodes_per_actor >= 1,
-            "resources.episodes_per_actor",
-            f"must be at least 1, not {self.episodes_per_actor}",
-        )
-        require(self.max_failures >= 0, "resources.max_failures", "must not be negative")
+        _at_least(1, "resources", self, "workers evaluation_actors episodes_per_actor")
+        _at_least(0, "resources", self, "gpus_per_worker max_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,9 +319,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _number(text: str) -> int | float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def fingerprint(*parts: Any) -> str:
     """Sixteen hex digits that identify JSON data; equal settings give equal fingerprints on every machine."""
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    same = json.loads(json.dumps(parts), parse_float=_number)  # 1.0 is 1, whoever wrote it
+    canonical = json.dumps(same, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

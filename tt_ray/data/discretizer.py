@@ -1,7 +1,8 @@
 """Real values to bins and back, one dimension at a time.
 
-Bin k of a dimension is [edges[k], edges[k + 1]); the first and the last also take what lies outside. Edges are
-float32 numbers and distinct, and a bin's representative lies inside it, so encode(decode(k)) == k for every bin in use.
+Bin k of a dimension is [edges[k], edges[k + 1]); the first and the last also take what lies outside. Edges
+are float32 numbers and distinct, and a bin's representative lies inside it, so encode(decode(k)) == k for
+every bin in use.
 """
 
 from __future__ import annotations
@@ -64,16 +65,16 @@ class Discretizer:
         """Bins of each dimension that an encode can answer, [D]."""
         return np.isfinite(self.edges).sum(axis=1) - 1
 
-    def encode(self, values: NDArray[np.floating[Any]], first: int = 0) -> NDArray[np.uint8] | NDArray[np.int16]:
+    def encode(self, values: NDArray[np.floating[Any]], first: int = 0) -> NDArray[np.integer[Any]]:
         """Tokens [..., d] of values [..., d], whose last axis are the dimensions first, first + 1, ...
 
-        Values outside the data clip to the outermost bins.
+        Values outside the data clip to the outermost bins. The type is that of `token_dtype`.
         """
         values = np.asarray(values, dtype=np.float32)
         tokens = np.empty(values.shape, dtype=token_dtype(self.num_bins))
+        used = self.bins_in_use
         for i in range(values.shape[-1]):
-            used = self.bins_in_use[first + i]
-            inner_edges = self.edges[first + i, 1:used]
+            inner_edges = self.edges[first + i, 1 : used[first + i]]
             tokens[..., i] = np.searchsorted(inner_edges, values[..., i], side="right")
         return tokens
 
@@ -121,8 +122,8 @@ def _plain_edges(column: Float32s, strategy: str, num_bins: int) -> Float32s:
     else:
         edges = np.quantile(column, np.linspace(0.0, 1.0, num_bins + 1))
     edges = edges.astype(np.float32)
-    # An edge that repeats is one value with at least a bin's worth of mass (a sparse reward, a contact force that is
-    # mostly zero): that value gets a bin of its own, so that it decodes to itself.
+    # An edge that repeats is one value with at least a bin's worth of mass (a sparse reward, a contact force
+    # that is mostly zero): that value gets a bin of its own, so that it decodes to itself.
     distinct, counts = np.unique(edges, return_counts=True)
     atoms = distinct[counts > 1]
     return np.unique(np.concatenate([distinct, _next(atoms)]))

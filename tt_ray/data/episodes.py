@@ -40,7 +40,10 @@ class DataSpec:
     def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
         """Inverse of `to_json`."""
         tuples = ("observation_keys", "action_low", "action_high")
-        return cls(**{key: tuple(value) if key in tuples else value for key, value in data.items()})
+        values: dict[str, Any] = {
+            key: tuple(value) if key in tuples else value for key, value in data.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class Episodes:
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
 
 
-def discounted_values(episodes: Episodes, rewards: NDArray[np.float32], discount: float) -> NDArray[np.float32]:
+def discounted_values(
+    episodes: Episodes, rewards: NDArray[np.float32], discount: float
+) -> NDArray[np.float32]:
     """Reward-to-go that excludes the present reward: V_t = sum_{k>=0} discount^k r_{t+1+k}, [T].
 
     Janner et al. 2021, section 3.1; zero at the last row of an episode.

@@ -62,7 +62,7 @@ def fit_tokens(
 ) -> tuple[NDArray[np.integer], Discretizer, TokenLayout]:
     """The token array [T, D] of `episodes`, with the bins fitted to them.
 
-    Values are the discounted reward-to-go without the present reward; a terminal penalty is applied before that.
+    Values are the discounted reward-to-go without the present reward; a terminal penalty is applied before.
     """
     layout = TokenLayout(episodes.spec.observation_dim, episodes.spec.action_dim, discretizer.num_bins)
     rewards = apply_terminal_penalty(episodes, dataset.terminal_penalty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 from tt_ray.data.tokens import TokenLayout
 
 
-def split_episodes(count: int, validation_fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_episodes(
+    count: int, validation_fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Training and validation episode numbers, sorted. At least one episode stays for training."""
     held_out = min(round(count * validation_fraction), count - 1)
     if validation_fraction > 0 and count > 1:
@@ -30,8 +32,8 @@ def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def batch_of_step(seed: int, step: int, batch_size: int, count: int) -> NDArray[np.int64]:
     """Which of `count` windows step `step` (from 0) trains on, [batch_size].
 
-    Every epoch is a new permutation; a batch may span two or more. A pure function of its arguments, so that training
-    can be taken up at any step and every worker knows the whole batch.
+    Every epoch is a new permutation; a batch may span two or more. A pure function of its arguments, so that
+    training can be taken up at any step and every worker knows the whole batch.
     """
     chunks: list[NDArray[np.int64]] = []
     position, missing = step * batch_size, batch_size
@@ -47,8 +49,8 @@ def batch_of_step(seed: int, step: int, batch_size: int, count: int) -> NDArray[
 class WindowSet:
     """Every window of W transitions that starts at a transition of the chosen episodes.
 
-    A window that reaches past its episode's end is padded with the stop token. Targets in the padding count only
-    after a real termination: after a time limit the future is unknown, not over.
+    A window that reaches past its episode's end is padded with the stop token. Targets in the padding count
+    only after a real termination: after a time limit the future is unknown, not over.
     """
 
     tokens: Tensor  # [T, D] resident, uint8 or int16
@@ -82,14 +84,14 @@ class WindowSet:
 
     def to(self, device: torch.device) -> WindowSet:
         """The same set with its arrays resident on `device`."""
-        moved = (tensor.to(device) for tensor in (self.tokens, self.starts, self.ends, self.terminated))
-        return WindowSet(*moved, self.window, self.layout)
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "starts", "ends", "terminated")}
+        return replace(self, **moved)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [b, W * D - 1], targets of the same shape, and the mask of targets that count."""
         rows = self.starts[indices, None] + torch.arange(self.window, device=self.starts.device)
         inside = rows < self.ends[indices, None]
-        # Rows of the next episode would be read past the end; read the last row of the array at most, then overwrite.
+        # Past the end lie the next episode's rows, or none: read what is there, then overwrite it.
         tokens = self.tokens[rows.clamp(max=len(self.tokens) - 1)].long()
         tokens = torch.where(inside[..., None], tokens, self.layout.stop_token).flatten(1)
         counts = inside | self.terminated[indices, None]

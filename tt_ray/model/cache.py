@@ -3,11 +3,12 @@
 Shape letters: L layers, E episodes, B beams, n copies of a beam, h heads, w width of a head, d embed_dim,
 P prefix places, S suffix places, D slots, N observation, M action, V bins.
 
-Places. A context is aligned to the right in P = (max_context_transitions - 1) * D + N places, so every episode's
-present observation ends the prefix and a place has the same slot in every episode, however long its past is. The
-suffix goes on at place P with the first action token. `start` [E] is the place of an episode's first visible token; a
-token at place g has position g - start. When the window is full only `start` moves, and the keys and values of the
-kept transitions are computed again, with their new positions, where they are.
+Places. A context is aligned to the right in P = (max_context_transitions - 1) * D + N places, so every
+episode's present observation ends the prefix and a place has the same slot in every episode, however long
+its past is. The suffix goes on at place P with the first action token. `start` [E] is the place of an
+episode's first visible token; a token at place g has position g - start. When the window is full only
+`start` moves, and the keys and values of the kept transitions are computed again, with their new positions,
+where they are.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tt_ray.model.transformer import TrajectoryTransformer
+from tt_ray.model.transformer import Block, TrajectoryTransformer
 
 
 class SearchCache:
     """Keys, values and tokens of E searches that advance together, a token at a time.
 
-    `open` gives the logits of the first action token. Each transition of the search is then `extend_candidates` for
-    its M action tokens and its reward token, `select`, and `extend_beams` for its value token and the N observation
-    tokens of the next one; after the last `select` comes `finish`. `window` and `keep` are PlannerConfig's.
+    `open` gives the logits of the first action token. Each transition of the search is then
+    `extend_candidates` for its M action tokens and its reward token, `select`, and `extend_beams` for its value
+    token and the N observation tokens of the next one; after the last `select` comes `finish`. `window` and
+    `keep` are PlannerConfig's.
     """
 
     def __init__(
@@ -45,19 +47,22 @@ class SearchCache:
         self.beams, self.copies, self.horizon = beams, copies, horizon
         device = model.head.device
         self.prefix_length = (max_context_transitions - 1) * layout.slots + layout.observation_dim
-        suffix_length = (horizon - 1) * layout.slots  # nothing attends to the last transition once it is scored
+        # Nothing attends to the last transition once it is scored.
+        suffix_length = (horizon - 1) * layout.slots
         tail_length = layout.action_dim + 1
 
         def pair(*rows: int, length: int) -> Tensor:
             """Keys and values: [L, 2, *rows, h, length, w]."""
-            shape = (config.num_layers, 2, *rows, config.num_heads, length, config.embed_dim // config.num_heads)
+            width = config.embed_dim // config.num_heads
+            shape = (config.num_layers, 2, *rows, config.num_heads, length, width)
             return torch.zeros(shape, dtype=model.head.dtype, device=device)
 
         self.prefix = pair(episodes, length=self.prefix_length)
         self.suffix = pair(episodes, beams, length=suffix_length)
         self.tail = pair(episodes, beams, copies, length=tail_length)
         self.prefix_tokens = torch.zeros(episodes, self.prefix_length, dtype=torch.int64, device=device)
-        self.suffix_tokens = torch.zeros(episodes, beams, horizon * layout.slots, dtype=torch.int64, device=device)
+        plan_length = horizon * layout.slots
+        self.suffix_tokens = torch.zeros(episodes, beams, plan_length, dtype=torch.int64, device=device)
         self.tail_tokens = torch.zeros(episodes, beams, copies, tail_length, dtype=torch.int64, device=device)
         self.places = torch.arange(self.prefix_length + suffix_length, device=device)
         self.slots = (self.places - self.prefix_length + layout.observation_dim) % layout.slots
@@ -68,7 +73,7 @@ class SearchCache:
     def open(self, tokens: Tensor, past: Sequence[int]) -> Tensor:
         """Begin new searches; logits [E, V + 1] of the first action token.
 
-        tokens [E, P] are the contexts, aligned to the right: past[e] whole transitions and the present observation.
+        tokens [E, P] are the contexts, aligned to the right: past[e] whole transitions and the observation.
         """
         self.used = self.tail_used = 0
         self.whole = list(past)
@@ -79,7 +84,8 @@ class SearchCache:
         inside = places >= self.start[:, None]
         causal = places[:, None] >= places[None, :]
         mask = causal & (inside & (slots != self.layout.value_slot))[:, None, :]
-        mask |= (places[:, None] == places[None, :]) & ~inside[:, :, None]  # padding sees itself: no empty softmax
+        # Padding sees itself: no empty softmax.
+        mask |= (places[:, None] == places[None, :]) & ~inside[:, :, None]
         positions = (places - self.start[:, None]).clamp(min=0)
         hidden, cache = self.model.encode(tokens, positions, slots, mask[:, None])
         for layer, (key, value) in enumerate(cache):
@@ -92,7 +98,8 @@ class SearchCache:
         self.tail_tokens[..., self.tail_used] = tokens
         self.tail_used += 1
         place = self.used + self.tail_used - 1
-        return self._forward(tokens, place, self.tail[..., : self.tail_used, :], self.suffix[..., : self.used, :])
+        tail, suffix = self.tail[..., : self.tail_used, :], self.suffix[..., : self.used, :]
+        return self._forward(tokens, place, tail, suffix)
 
     def select(self, parents: Tensor) -> None:
         """Make the candidates numbered `parents` [E, B], each beam * n + copy, the new beams."""
@@ -118,7 +125,8 @@ class SearchCache:
                 self._slide(full)
         self.suffix_tokens[..., self.used] = tokens
         self.used += 1
-        return self._forward(tokens[..., None], self.used - 1, None, self.suffix[..., : self.used, :])[:, :, 0]
+        suffix = self.suffix[..., : self.used, :]
+        return self._forward(tokens[..., None], self.used - 1, None, suffix)[:, :, 0]
 
     def finish(self, tokens: Tensor) -> Tensor:
         """Note the last value tokens [E, B]; the tokens [E, B, H, D] of every beam's plan."""
@@ -128,7 +136,7 @@ class SearchCache:
         return torch.cat([observation, whole], dim=-1).unflatten(-1, (self.horizon, self.layout.slots))
 
     def _forward(self, tokens: Tensor, index: int, tail: Tensor | None, suffix: Tensor) -> Tensor:
-        """Logits [E, B, n, V + 1] after tokens [E, B, n] at suffix place `index`, whose keys and values it stores.
+        """Logits [E, B, n, V + 1] after tokens [E, B, n] at suffix place `index`; keeps their keys and values.
 
         With a tail, the new token is the tail's last place; without, n is 1 and it is the suffix's last.
         """
@@ -136,6 +144,7 @@ class SearchCache:
         positions = (self.prefix_length + index - self.start)[:, None, None]
         x = self.model.embed(tokens, torch.tensor(slot, device=tokens.device), positions)
         for layer, block in enumerate(self.model.blocks):
+            assert isinstance(block, Block)
             query, key, value = block.attention.split(block.ln1(x))
             own = suffix[layer] if tail is None else tail[layer]
             own[0, ..., -1, :] = key if tail is not None else key[:, :, 0]
@@ -148,9 +157,9 @@ class SearchCache:
     def _attend(self, query: Tensor, layer: int, suffix: Tensor, tail: Tensor | None) -> Tensor:
         """Attention of query [E, B, n, h, w] over prefix, suffix and tail as one softmax; [E, B, n, d].
 
-        Copies of a beam share its suffix and all beams their episode's prefix, so those are read once for all.
+        Copies of a beam share its suffix and all beams their episode's prefix: those are read once for all.
         """
-        episodes, beams, copies, heads, width = query.shape
+        _, beams, copies, _, width = query.shape
         by_head = (query * width**-0.5).transpose(2, 3)  # [E, B, h, n, w]
         prefix_key, prefix_value = self.prefix[layer]
         shared = by_head.transpose(1, 2).flatten(2, 3) @ prefix_key.transpose(-1, -2)  # [E, h, B * n, P]
@@ -195,7 +204,7 @@ class SearchCache:
         self._update_visibility()
 
     def _update_visibility(self) -> None:
-        """Additive masks of prefix [E, 1, 1, 1, P] and suffix [E, 1, 1, 1, S]: no value column, none before start."""
+        """Additive masks of prefix [E, 1, 1, 1, P] and suffix [E, 1, 1, 1, S]: none of a value or before start."""
         hidden = (self.places < self.start[:, None]) | (self.slots == self.layout.value_slot)
         bias = torch.zeros(hidden.shape, dtype=self.prefix.dtype, device=hidden.device)
         bias = bias.masked_fill(hidden, float("-inf"))[:, None, None, None]
@@ -204,5 +213,3 @@ class SearchCache:
     def _slot(self, index: int) -> int:
         """Slot of suffix place `index`."""
         return (index + self.layout.observation_dim) % self.layout.slots
-
-

@@ -1,17 +1,18 @@
-"""The checkpoint folder: everything that planning or further training needs, in safe formats, written atomically.
+"""The checkpoint folder: all that planning or resuming needs, in safe formats, written whole or not at all.
 
-    config.json                 experiment, model size, layout, data spec, step
-    metrics.json                validation losses at that step
-    model.safetensors           weights
-    discretizer.safetensors     bin edges and representatives
-    training_state.safetensors  optimizer moments (random streams and schedule follow from seed and step)
-    checksums.json              SHA-256 of each of the above
+config.json                 experiment, model size, layout, data spec, step
+metrics.json                validation losses at that step
+model.safetensors           weights
+discretizer.safetensors     bin edges and representatives
+training_state.safetensors  optimizer moments (random streams and schedule follow from seed and step)
+checksums.json              SHA-256 of each of the above
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -57,6 +58,18 @@ def save_checkpoint(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    try:
+        _write_files(temporary, checkpoint, training_state)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_files(
+    temporary: Path, checkpoint: Checkpoint, training_state: Mapping[str, Tensor] | None
+) -> None:
     model = checkpoint.model
     config = {
         "experiment": dict(checkpoint.experiment),
@@ -76,8 +89,6 @@ def save_checkpoint(
         save_file(state, temporary / "training_state.safetensors")
     checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
     (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -90,7 +101,7 @@ def verify_checkpoint(folder: Path) -> None:
         checksums = json.loads((folder / CHECKSUMS).read_text())
         expected = {str(name): str(digest) for name, digest in checksums.items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CHECKSUMS}: damaged checkpoint ({error}); restore it or train again") from error
+        raise UserError(f"{folder / CHECKSUMS}: damaged ({error}); restore it or train again") from error
     for name, digest in expected.items():
         file = folder / name
         if not file.is_file():
@@ -100,25 +111,32 @@ def verify_checkpoint(folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Verify and read a checkpoint folder; the model comes in evaluation mode. `UserError` where it is unusable."""
+    """Verify and read a checkpoint folder, the model in evaluation mode; `UserError` if it is unusable."""
     verify_checkpoint(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
         model = TrajectoryTransformer(ModelConfig(**config["model"]), TokenLayout(**config["layout"]))
         model.load_state_dict(load_file(folder / "model.safetensors"))
-        discretizer = Discretizer.from_arrays(config["strategy"], load_numpy(folder / "discretizer.safetensors"))
+        bins = load_numpy(folder / "discretizer.safetensors")
+        discretizer = Discretizer.from_arrays(config["strategy"], bins)
         spec = DataSpec.from_json(config["data"])
         metrics = json.loads((folder / "metrics.json").read_text())
-        step = int(config["step"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        step, experiment = int(config["step"]), config["experiment"]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{folder}: not a checkpoint that this version can read ({reason})") from error
-    return Checkpoint(model.to(device).eval(), discretizer, spec, config["experiment"], step, metrics)
+    return Checkpoint(model.to(device).eval(), discretizer, spec, experiment, step, metrics)
 
 
 def load_training_state(folder: Path) -> dict[str, Tensor]:
-    """The optimizer's tensors as `save_checkpoint` was given them."""
-    return load_file(folder / "training_state.safetensors")
+    """The optimizer's tensors as `save_checkpoint` was given them; `UserError` where they cannot be read."""
+    file = folder / "training_state.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file}: missing, so training cannot go on from this checkpoint; train again")
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: damaged or truncated ({error}); restore it or train again") from error
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -153,8 +171,8 @@ def prune_checkpoints(folder: Path) -> None:
 def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of the released research code's GPT under our names.
 
-    Theirs are tok_emb [V * D + 1, d], pos_emb [1, T, d], blocks.i.{ln1, ln2, attn.{query, key, value, proj}, mlp.{0, 2}},
-    ln_f and head [D, V + 1, d]; masks are left out.
+    Theirs are tok_emb [V * D + 1, d], pos_emb [1, T, d], ln_f, head [D, V + 1, d] and
+    blocks.i.{ln1, ln2, attn.{query, key, value, proj}, mlp.{0, 2}}; masks are left out.
     """
     renamed = {
         "token_embedding.weight": state["tok_emb.weight"],
@@ -176,8 +194,12 @@ def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _validation_loss(folder: Path) -> float:
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return float(metrics.get("val/loss", float("inf")))
+    file = folder / "metrics.json"
+    try:
+        loss = float(json.loads(file.read_text()).get("val/loss", math.inf))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: damaged or missing ({error}); restore it or train again") from error
+    return math.inf if math.isnan(loss) else loss  # a run that has diverged is never the best
 
 
 def _sha256(file: Path) -> str:

@@ -13,20 +13,25 @@ from tt_ray.data.tokens import Kind, TokenLayout
 
 
 def target_kinds(layout: TokenLayout, length: int, device: torch.device | None = None) -> Tensor:
-    """Kind of the target at each of `length` input positions, [T]: the target of position t has slot (t + 1) mod D."""
+    """Kind of the target at each of `length` input positions, [T]; that at t has slot (t + 1) mod D."""
     kinds = torch.tensor(layout.kinds, device=device)
     return kinds[(torch.arange(length, device=device) + 1) % layout.slots]
 
 
 def kind_weights(training: TrainingConfig, device: torch.device | None = None) -> Tensor:
     """Weight of each kind's targets, [4] in the order of `Kind`."""
-    weights = [training.observation_weight, training.action_weight, training.reward_weight, training.value_weight]
-    return torch.tensor(weights, device=device)
+    by_kind = {
+        Kind.OBSERVATION: training.observation_weight,
+        Kind.ACTION: training.action_weight,
+        Kind.REWARD: training.reward_weight,
+        Kind.VALUE: training.value_weight,
+    }
+    return torch.tensor([by_kind[kind] for kind in Kind], device=device)
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Cross-entropy in nats, summed over targets rather than averaged, so that shards of a batch simply add up."""
+    """Cross-entropy in nats, summed over targets and not averaged, so that a batch's shards add up."""
 
     weighted: Tensor
     """Sum of weight * cross-entropy; the training objective is this over the number of targets."""

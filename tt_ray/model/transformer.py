@@ -1,4 +1,4 @@
-"""The Trajectory Transformer: a GPT whose vocabulary and output head depend on the slot, with hidden value columns.
+"""The Trajectory Transformer: a GPT with a vocabulary and a head for every slot, and hidden value columns.
 
 Shape letters: b sequences, T tokens, D slots, V bins, d embed_dim, L layers.
 Janner, Li, Levine 2021, "Offline Reinforcement Learning as One Big Sequence Modeling Problem".
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         return query, key, value
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output [b, T, d], keys and values [b, heads, T, d / heads]; `mask` is True where a key may be seen."""
+        """Output [b, T, d], keys and values [b, heads, T, d / heads]; `mask` is True where a key is seen."""
         query, key, value = (part.transpose(1, 2) for part in self.split(x))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -62,9 +62,11 @@ class Block(nn.Module):
 class TrajectoryTransformer(nn.Module):
     """Next-token logits over trajectories of transitions of D tokens.
 
-    Sequences begin with slot 0 and hold at most context_transitions * D - 1 tokens. The logits at a token of slot s
-    are over the next token, of slot (s + 1) mod D: V bins and, last, the stop token.
+    Sequences begin with slot 0 and hold at most context_transitions * D - 1 tokens. The logits at a token of
+    slot s are over the next token, of slot (s + 1) mod D: V bins and, last, the stop token.
     """
+
+    visible: Tensor
 
     def __init__(self, config: ModelConfig, layout: TokenLayout) -> None:
         super().__init__()
@@ -75,7 +77,8 @@ class TrajectoryTransformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.embed_dim)
-        self.head = nn.Parameter(torch.empty(layout.slots, layout.num_bins + 1, config.embed_dim))  # by present slot
+        # By the present token's slot.
+        self.head = nn.Parameter(torch.empty(layout.slots, layout.num_bins + 1, config.embed_dim))
         self.apply(_initialize)
         nn.init.normal_(self.head, std=0.02)
         visible = visibility(self.max_tokens, layout.slots)
@@ -96,11 +99,15 @@ class TrajectoryTransformer(nn.Module):
         return self.token_embedding(rows) + self.position_embedding[positions]
 
     def encode(
-        self, tokens: Tensor, positions: Tensor | None = None, slots: Tensor | None = None, mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        slots: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Final hidden states [b, T, d], and each layer's keys and values [b, heads, T, d / heads].
 
-        By default positions count from 0 at a slot 0 and the mask is the causal one with value columns hidden.
+        By default positions count from 0 at a slot 0 and the mask is causal, with value columns hidden.
         """
         length = tokens.shape[1]
         index = torch.arange(length, device=tokens.device)
@@ -131,8 +138,8 @@ class TrajectoryTransformer(nn.Module):
 def visibility(length: int, slots: int) -> Tensor:
     """Mask [T, T], True where query t may see key u: u <= t, and u is no value token.
 
-    A value token holds the future's reward, so no query sees it, not even itself; its own residual stream still
-    predicts the next token.
+    A value token holds the future's reward, so no query sees it, not even itself; its own residual stream
+    still predicts the next token.
     """
     index = torch.arange(length)
     causal = index[:, None] >= index[None, :]

@@ -21,7 +21,7 @@ class Decoder(Protocol):
     """The model as the search sees it; `tt_ray.model.cache.SearchCache` is one."""
 
     def open(self, tokens: Tensor, past: Sequence[int]) -> Tensor:
-        """Contexts [E, P], of past[e] whole transitions each -> logits [E, V + 1] of the first action token."""
+        """Contexts [E, P] of past[e] whole transitions -> logits [E, V + 1] of the first action token."""
         ...
 
     def extend_candidates(self, tokens: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ class Plans:
 class BeamSearch:
     """The search for one objective with fixed settings.
 
-    `reward_values` and `value_values` [V + 1] are what the bins of the reward and value slots stand for, with 0 for
-    the stop token.
+    `reward_values` and `value_values` [V + 1] are what the bins of the reward and value slots stand for,
+    with 0 for the stop token.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class BeamSearch:
         self.reward_values, self.value_values = reward_values, value_values
 
     def run(self, decoder: Decoder, tokens: Tensor, past: Sequence[int], uniforms: Uniforms) -> Plans:
-        """Search from contexts tokens [E, P], past[e] whole transitions long before the present observation."""
+        """Search from contexts [E, P] of past[e] whole transitions and the present observation."""
         settings, horizon = self.settings, self.settings.horizon
         logits = decoder.open(tokens, past)[:, None].expand(-1, settings.beam_width, -1)
         rewards = torch.zeros(logits.shape[:2], dtype=logits.dtype, device=logits.device)
@@ -104,7 +104,8 @@ class BeamSearch:
             candidates = keep_stopped(candidates, scores, stopped)
             scores, parents = candidates.flatten(1).topk(settings.beam_width, dim=-1)
             decoder.select(parents)
-            rewards, value_tokens = totals.flatten(1).gather(1, parents), value_tokens.flatten(1).gather(1, parents)
+            rewards = totals.flatten(1).gather(1, parents)
+            value_tokens = value_tokens.flatten(1).gather(1, parents)
             stopped = stopped.gather(1, parents // settings.n_expand)
             if step < horizon - 1:
                 noise = None if uniforms.observations is None else uniforms.observations[:, step]
@@ -112,7 +113,7 @@ class BeamSearch:
         return Plans(self._blank_after_stop(decoder.finish(value_tokens)), scores)
 
     def _expand(self, decoder: Decoder, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample every copy's actions; mean reward and mean value [E, B, n], and the likeliest value token."""
+        """Sample every copy's actions; mean reward and value [E, B, n], and the likeliest value token."""
         settings, bins = self.settings, self.layout.num_bins
         candidates = logits[:, :, None].expand(-1, -1, settings.n_expand, -1)
         for j in range(self.layout.action_dim):
@@ -126,7 +127,7 @@ class BeamSearch:
     def _observe(
         self, decoder: Decoder, value_tokens: Tensor, stopped: Tensor, uniforms: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Decode the next observation; logits [E, B, V + 1] of its first action token, and who has stopped [E, B].
+        """Decode the next observation; logits [E, B, V + 1] of its first action token, and the stopped [E, B].
 
         Only the first token may be the stop token: an episode ends between transitions.
         """

@@ -1,7 +1,7 @@
 """Planning for many episodes at once: slots, contexts of different lengths in one batch, one search for all.
 
-Batches always have the same shape, whoever is in them, and every episode draws from its own random stream: what an
-episode does depends on the checkpoint, the settings and its seed alone.
+Batches always have the same shape, whoever is in them, and every episode draws from its own random stream:
+what an episode does depends on the checkpoint, the settings and its seed alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ class PlanningEngine:
             keep=keep,
         )
         settings = SearchSettings(
-            planner.horizon, planner.beam_width, planner.n_expand, planner.k_act, planner.cdf_act, planner.k_obs
+            horizon=planner.horizon,
+            beam_width=planner.beam_width,
+            n_expand=planner.n_expand,
+            k_act=planner.k_act,
+            cdf_act=planner.cdf_act,
+            k_obs=planner.k_obs,
         )
         self.device, self.dtype = model.head.device, model.head.dtype
         reward, value = (self._bin_values(slot) for slot in (self.layout.reward_slot, self.layout.value_slot))
@@ -70,7 +75,7 @@ class PlanningEngine:
         self.rows: list[int | None] = [None] * slots
 
     def add(self, episode: int, seed: int, observation: NDArray[np.float32]) -> None:
-        """Start `episode` in a free slot with its first observation [N]; `seed` fixes all its random numbers."""
+        """Start `episode` in a free slot with its first observation [N]; `seed` fixes its random numbers."""
         if None not in self.rows:
             raise ValueError(f"all {self.slots} slots are taken")
         self.rows[self.rows.index(None)] = episode
@@ -100,7 +105,7 @@ class PlanningEngine:
         slot.observation = next_observation
 
     def search_plans(self, due: list[Slot]) -> Plans:
-        """Search for the episodes `due`; row e of the result belongs to `rows[e]`, other rows mean nothing."""
+        """Search for the episodes `due`; row e of the result belongs to `rows[e]`, others mean nothing."""
         layout, settings = self.layout, self.search.settings
         tokens = np.zeros((self.slots, self.cache.prefix_length), dtype=np.int64)
         past = [0] * self.slots
@@ -128,8 +133,8 @@ class PlanningEngine:
         plans = self.search_plans(due)
         layout, steps = self.layout, self.planner.plan_every
         best = plans.tokens[:, 0, :steps, layout.observation_dim : layout.reward_slot].cpu().numpy()
-        # A plan that stops early has no action left; the last bin stands for the stop token and is never reached,
-        # because the environment ends the episode or the next decision plans anew.
+        # Where a plan stops early its actions end and the next decision plans anew; until it is cut off there,
+        # any bin may stand for the stop token.
         actions = self.discretizer.decode(np.minimum(best, layout.num_bins - 1), first=layout.observation_dim)
         for slot in due:
             row = self.rows.index(slot.episode)

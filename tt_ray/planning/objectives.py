@@ -22,7 +22,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Return:
-    """Discounted return: rewards of the plan, then the value of what follows (Janner et al. 2021, section 3.2)."""
+    """Discounted return: the plan's rewards, then the value of the rest (Janner et al. 2021, section 3.2)."""
 
     discount: float
 

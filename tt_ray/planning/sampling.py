@@ -11,8 +11,8 @@ from torch import Tensor
 def filter_probabilities(probabilities: Tensor, top_k: int | None = None, cdf: float | None = None) -> Tensor:
     """Probabilities [..., V] with the unlikely ones set to 0, not normalised again.
 
-    `top_k` keeps the k most likely (and ties with the last of them). `cdf` then drops the least likely ones, as many as
-    together hold less than that share of the remaining mass; the most likely one always stays.
+    `top_k` keeps the k most likely (and ties with the last of them). `cdf` then drops the least likely, as
+    many as together hold less than that share of the remaining mass; the most likely one always stays.
     """
     if top_k is not None and top_k < probabilities.shape[-1]:
         smallest = probabilities.topk(top_k, dim=-1).values[..., -1:]
@@ -26,8 +26,13 @@ def filter_probabilities(probabilities: Tensor, top_k: int | None = None, cdf: f
     return probabilities
 
 
-def sample(logits: Tensor, uniforms: Tensor | None, top_k: int | None = None, cdf: float | None = None) -> Tensor:
-    """Tokens [...] drawn from filtered logits [..., V] with uniform numbers [...] in [0, 1); top_k = 1 is the mode."""
+def sample(
+    logits: Tensor, uniforms: Tensor | None, top_k: int | None = None, cdf: float | None = None
+) -> Tensor:
+    """Tokens [...] drawn from filtered logits [..., V] with uniform numbers [...] in [0, 1).
+
+    With top_k = 1, or without numbers, the likeliest.
+    """
     if top_k == 1 or uniforms is None:
         return logits.argmax(dim=-1)
     probabilities = filter_probabilities(logits.softmax(dim=-1), top_k, cdf)
@@ -41,7 +46,8 @@ def sample(logits: Tensor, uniforms: Tensor | None, top_k: int | None = None, cd
 class EpisodeStream:
     """Uniform numbers of one episode: a counter-based stream, addressed by decision.
 
-    Philox keyed by the episode's seed, its counter by the decision, so what an episode draws depends on nothing else.
+    Philox keyed by the episode's seed, its counter set by the decision, so that an episode's numbers depend on
+    nothing else.
     """
 
     def __init__(self, seed: int) -> None:

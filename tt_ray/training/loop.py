@@ -1,7 +1,7 @@
 """The training loop: the same on one process or as one of several workers, and exact across interruptions.
 
-Everything random is a function of (seed, step, rank) and every worker knows the whole batch, so a run that is taken up
-at a checkpoint takes the steps that the uninterrupted run would have taken.
+Everything random is a function of (seed, step, rank) and every worker knows the whole batch, so a run that is
+taken up at a checkpoint takes the steps that the uninterrupted run would have taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_ray.config import ModelConfig, TrainingConfig
+from tt_ray.config import ModelConfig, TrainingConfig, require
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
@@ -71,16 +71,24 @@ class TrainingJob:
 def fit(job: TrainingJob, folder: Path, log: Log, workers: Workers = Workers(), device: str = "cpu") -> None:
     """Train to the end, from the last checkpoint in `folder` if there is one.
 
-    Writes checkpoints (best and last are kept) into `folder` from rank 0, and calls `log(metrics, step)` there, where
-    step counts updates done.
+    Writes checkpoints (best and last are kept) into `folder` from rank 0, and calls `log(metrics, step)`
+    there, where step counts updates done. `UserError` where the batch is too small to be shared out.
     """
+    require(
+        job.training.batch_size >= workers.size,
+        "training.batch_size",
+        f"{job.training.batch_size} windows cannot be shared by resources.workers = {workers.size}: "
+        "raise the one or lower the other",
+    )
     Trainer(job, folder, log, workers, torch.device(device)).run()
 
 
 class Trainer:
     """Model, optimizer and data of one run; `run` is the loop."""
 
-    def __init__(self, job: TrainingJob, folder: Path, log: Log, workers: Workers, device: torch.device) -> None:
+    def __init__(
+        self, job: TrainingJob, folder: Path, log: Log, workers: Workers, device: torch.device
+    ) -> None:
         self.job, self.folder, self.log, self.workers, self.device = job, folder, log, workers, device
         torch.manual_seed(job.seed)
         self.model = TrajectoryTransformer(job.model, job.layout).to(device)
@@ -91,7 +99,7 @@ class Trainer:
         self.first_step = self._restore()
 
     def run(self) -> None:
-        """Updates from the first missing one to the last, with curves, validations and checkpoints on the way."""
+        """Updates from the first missing one to the last, with curves and checkpoints on the way."""
         training = self.job.training
         started, since = time.perf_counter(), self.first_step
         for step in range(self.first_step, training.steps):
@@ -142,7 +150,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss over evenly spread windows of the held-out episodes, in all and by kind; empty without any."""
+        """Mean loss over evenly spread held-out windows, in all and by kind; empty without any."""
         count = min(self.job.training.validation_windows, len(self.validation))
         if count == 0:
             return {}

@@ -13,7 +13,8 @@ from tt_ray.model.transformer import TrajectoryTransformer
 
 def build_optimizer(model: TrajectoryTransformer, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW that decays the linear layers' matrices and the head, not embeddings, norms or biases."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} | {id(model.head)}
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = {id(matrix) for matrix in [*linear, model.head]}
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if id(p) in matrices], "weight_decay": training.weight_decay},

@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests."""
+
+import os
+from collections.abc import Iterator
+
+# Before anything can start Ray, here or in a subprocess of a test.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One private two-CPU Ray for every test of the session that asks for it."""
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=200_000_000,
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,512 @@
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tt_ray.errors import UserError
+from tt_ray.tracking import (
+    Journal,
+    JournalTracker,
+    MemoryTracker,
+    MlflowTracker,
+    connect,
+    provenance_tags,
+    read,
+    results_table,
+    send_leftovers,
+)
+
+Point = tuple[str, int, int, float]  # key, step, time, value
+
+
+def journal_points(folder: Path) -> list[Point]:
+    return sorted(
+        (key, record["step"], record["time"], value)
+        for record, _ in read(folder / "journal.jsonl")
+        for key, value in record.get("metrics", {}).items()
+    )
+
+
+def mlflow_points(client: Any, run_id: str) -> list[Point]:
+    keys = client.get_run(run_id).data.metrics
+    history = [m for key in keys for m in client.get_metric_history(run_id, key)]
+    return sorted((m.key, m.step, m.timestamp, m.value) for m in history)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One migrated SQLite store for the whole file; its set-up takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "to be replaced")
+        return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+
+@pytest.fixture
+def client(database: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=database)
+
+
+@pytest.fixture
+def tracker(database: str, request: pytest.FixtureRequest) -> MlflowTracker:
+    return MlflowTracker(database, request.node.name, interval=0.05, finish_wait=10.0)
+
+
+# --- journal
+
+
+def test_worker_journal_imports_neither_mlflow_nor_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tt_ray.tracking import Journal\n"
+        f"Journal({str(tmp_path)!r}).append({{'loss': 1}}, 0)\n"
+        "print([m for m in ('mlflow', 'ray', 'pandas', 'torch') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert len(journal_points(tmp_path)) == 1
+
+
+def test_steps_done_again_are_not_written_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for step in range(5):
+        journal.append({"loss": step}, step)
+    again = Journal(tmp_path)
+    again.append({"loss": -1.0, "other": 7.0}, 4)
+    again.append({"loss": 5.0}, 5)
+    points = journal_points(tmp_path)
+    assert [(key, step, value) for key, step, _, value in points] == [
+        *(("loss", step, float(step)) for step in range(6)),
+        ("other", 4, 7.0),
+    ]
+
+
+def test_marks_hold_between_two_open_writers(tmp_path: Path) -> None:
+    first, second = Journal(tmp_path), Journal(tmp_path)
+    first.append({"loss": 1.0}, 1)
+    second.append({"loss": 2.0}, 1)
+    second.append({"loss": 3.0}, 2)
+    first.append({"loss": 4.0}, 2)
+    assert [(step, value) for _, step, _, value in journal_points(tmp_path)] == [(1, 1.0), (2, 3.0)]
+
+
+def test_torn_last_line_is_ignored_and_cut_off(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"loss": 1.0}, 1)
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + b'{"time":1,"step":2,"met')
+    assert len(list(read(journal.path))) == 1
+    Journal(tmp_path).append({"loss": 2.0}, 2)
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    assert lines[0] == whole
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_reading_goes_on_from_an_offset_and_skips_a_damaged_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"loss": 1.0}, 1)
+    ((_, offset),) = read(journal.path)
+    with open(journal.path, "ab") as file:
+        file.write(b"\0\0 not json\n")
+    journal.append({"loss": 2.0}, 2)
+    journal.append({"loss": 3.0}, 3)
+    assert [record["step"] for record, _ in read(journal.path, offset)] == [2, 3]
+
+
+def test_processes_share_one_journal(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tt_ray.tracking import Journal\n"
+        "journal = Journal(sys.argv[1])\n"
+        "for step in range(200): journal.append({sys.argv[2]: step}, step)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    points = [(key, step) for key, step, _, _ in journal_points(tmp_path)]
+    assert points == [(name, step) for name in "ab" for step in range(200)]
+
+
+def test_copied_curves_keep_their_times(tmp_path: Path) -> None:
+    source = Journal(tmp_path / "stage")
+    for step in range(3):
+        source.append({"loss": step}, step, timestamp=1000 + step)
+    Journal(tmp_path / "trial").copy_metrics(source.path)
+    assert journal_points(tmp_path / "trial") == journal_points(tmp_path / "stage")
+
+
+@pytest.mark.parametrize("name", ["", "a?b", "../up", "/root", "a//b", "x" * 251])
+def test_names_that_mlflow_refuses_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is no name for a metric"):
+        Journal(tmp_path).append({name: 1.0}, 0)
+
+
+def test_full_disk_is_a_clear_error_and_loses_no_whole_line(tmp_path: Path) -> None:
+    code = (
+        "import resource; from tt_ray.errors import UserError; from tt_ray.tracking import Journal\n"
+        # The kernel cuts the write short, as on a full disk.
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        f"journal = Journal({str(tmp_path)!r})\n"
+        "try:\n    for step in range(100): journal.append({'loss': step}, step)\n"
+        "except UserError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"{tmp_path}/journal.jsonl: cannot write the journal: " in result.stdout
+    steps = [step for _, step, _, _ in journal_points(tmp_path)]
+    assert steps == list(range(len(steps)))
+    assert 3 < len(steps) < 20
+    Journal(tmp_path).append({"loss": 0.0}, len(steps))
+    assert len(journal_points(tmp_path)) == len(steps) + 1
+
+
+# --- trackers without MLflow
+
+
+def test_memory_tracker_records_everything() -> None:
+    tracker = MemoryTracker()
+    with tracker.start("parent", "unused", params={"model": {"num_layers": 2}}) as parent:
+        child = tracker.start("child", "unused", parent=parent.identity)
+        child.log({"loss": 1.0}, 0)
+        child.log({"loss": 2.0}, 0)
+    assert tracker.runs[0].journal.records[0]["params"] == {"model.num_layers": "2"}
+    assert tracker.runs[0].journal.records[-1]["status"] == "FINISHED"
+    assert tracker.runs[1].state.parent == parent.identity
+    assert [r["metrics"] for r in child.journal.records if "metrics" in r] == [{"loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (None, "FINISHED")]
+)
+def test_a_run_ends_as_its_block_does(error: BaseException | None, status: str) -> None:
+    run = MemoryTracker().start("run", "unused")
+    try:
+        with run:
+            if error is not None:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert run.journal.records[-1]["status"] == status
+    causes = [record["tags"]["error"] for record in run.journal.records if record.get("tags")]
+    assert causes == (["ValueError: bad"] if status == "FAILED" else [])
+
+
+def test_provenance_names_versions_and_commit() -> None:
+    tags = provenance_tags(seed=3)
+    assert tags["seed"] == "3"
+    assert {"host", "version.python", "version.torch", "version.ray", "version.mlflow"} <= set(tags)
+    assert ("git.commit" in tags) == ("git.dirty" in tags)
+
+
+# --- MLflow
+
+
+def test_run_in_mlflow_equals_its_journal(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    table.write_text("| score |")
+    curves = tmp_path / "curves"
+    (curves / "deep").mkdir(parents=True)
+    (curves / "deep" / "loss.txt").write_text("1")
+    params = {"planner": {"horizon": 15}, "question": "x" * 7000}
+    with tracker.start("run", tmp_path / "run", params=params, tags={"seed": 4}) as run:
+        for step in range(700):
+            run.log({"train/loss": 1 / (step + 1), "train/rate": step}, step)
+        run.log({"odd": float("inf")}, 0)
+        run.artifact(table)
+        run.artifact(curves)
+        run.log_dataset("hopper", "mujoco/hopper/medium-v0", "f" * 64, {"episodes": 3})
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params == {"planner.horizon": "15", "question": "x" * 6000}
+    assert stored.data.tags["seed"] == "4"
+    points = [p for p in mlflow_points(client, run.run_id) if p[0] != "odd"]
+    assert points == [p for p in journal_points(tmp_path / "run") if p[0] != "odd"]
+    assert len(points) == 1400
+    assert [a.path for a in client.list_artifacts(run.run_id)] == ["curves", "table.md"]
+    assert [a.path for a in client.list_artifacts(run.run_id, "curves/deep")] == ["curves/deep/loss.txt"]
+    (dataset,) = (entry.dataset for entry in stored.inputs.dataset_inputs)
+    assert (dataset.name, dataset.digest) == ("hopper", "f" * 36)
+    assert run.unsent == 0
+
+
+def test_continued_run_keeps_its_id_params_and_points(
+    tracker: MlflowTracker, client: Any, tmp_path: Path
+) -> None:
+    first = tracker.start("run", tmp_path, params={"workers": 1})
+    first.log({"loss": 1.0}, 1)
+    first.set_tags({"error": "worker lost"})
+    first.finish("FAILED")
+    assert client.get_run(first.run_id).info.status == "FAILED"
+    assert client.get_run(first.run_id).data.tags["error"] == "worker lost"
+    second = tracker.start("run", tmp_path, params={"workers": 2, "added": True})
+    second.log({"loss": 9.0}, 1)
+    second.log({"loss": 2.0}, 2)
+    wait_until(lambda: second.unsent == 0)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    second.finish()
+    second.finish("FAILED")
+    stored = client.get_run(first.run_id)
+    assert second.run_id == first.run_id
+    assert (stored.info.status, stored.data.tags["error"]) == ("FINISHED", "")
+    assert stored.data.params == {"workers": "1", "added": "True"}
+    assert [(step, value) for _, step, _, value in mlflow_points(client, first.run_id)] == [
+        (1, 1.0),
+        (2, 2.0),
+    ]
+
+
+def test_sending_a_batch_again_doubles_nothing(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
+    with tracker.start("run", tmp_path, params={"a": 1}) as run:
+        for step in range(20):
+            run.log({"loss": float("nan") if step == 7 else step}, step)
+        run.log_dataset("hopper", "somewhere", "abc")
+    state = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**state, "offset": 0}))  # died before noting what was sent
+    with tracker.start("run", tmp_path, params={"a": 1}) as again:
+        again.log({"loss": 20}, 20)
+    history = client.get_metric_history(run.run_id, "loss")
+    assert again.run_id == run.run_id
+    assert sorted(m.step for m in history) == list(range(21))
+    assert len(client.get_run(run.run_id).inputs.dataset_inputs) == 1
+
+
+def test_lines_of_another_process_are_sent_too(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
+    code = (
+        "import sys; from tt_ray.tracking import Journal\n"
+        f"Journal({str(tmp_path)!r}).append({{'train/loss': 0.5}}, 3, timestamp=1234567890123)"
+    )
+    with tracker.start("run", tmp_path) as run:
+        subprocess.run([sys.executable, "-c", code], check=True)
+        wait_until(lambda: run.unsent == 0)
+        assert mlflow_points(client, run.run_id) == [("train/loss", 3, 1234567890123, 0.5)]
+
+
+def test_killed_process_continues_without_loss_or_double(
+    tracker: MlflowTracker, client: Any, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from tt_ray.tracking import MlflowTracker\n"
+        f"run = MlflowTracker({tracker.uri!r}, {tracker.experiment!r}, interval=0.05)"
+        f".start('run', {str(tmp_path)!r}, params={{'a': 1}})\n"
+        "for step in range(10**6): run.log({'loss': step}, step)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_until(lambda: sent_bytes(tmp_path) > 20_000, seconds=90)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL
+    written = journal_points(tmp_path)
+    with tracker.start("run", tmp_path, params={"a": 1}) as run:
+        run.log({"loss": -1.0}, len(written) - 1)  # done again after the restart
+        run.log({"loss": -2.0}, len(written))
+    stored = mlflow_points(client, run.run_id)
+    assert stored[:-1] == written
+    assert [(step, value) for _, step, _, value in written] == [(i, float(i)) for i in range(len(written))]
+    assert stored[-1][1::2] == (len(written), -2.0)
+    (only,) = client.search_runs([client.get_experiment_by_name(tracker.experiment).experiment_id])
+    assert only.info.run_id == run.run_id
+
+
+def test_children_stand_below_their_parent_in_the_table(
+    tracker: MlflowTracker, database: str, tmp_path: Path
+) -> None:
+    with tracker.start("sweep", tmp_path / "sweep") as parent:
+        for seed, horizon in enumerate([5, 15]):
+            params = {"planner": {"horizon": horizon, "beam_width": 8}}
+            folder = tmp_path / f"trial{seed}"
+            with tracker.start(
+                f"trial{seed}", folder, params=params, tags={"seed": seed}, parent=parent.identity
+            ) as run:
+                run.log({"score/mean": 10.0 * seed, "val/loss": 0.5}, 1)
+    table = results_table(tracker.experiment, database)
+    assert list(table["run"]) == ["sweep", "trial0", "trial1"]
+    assert list(table["parent"]) == ["", "sweep", "sweep"]
+    assert list(table["status"]) == ["FINISHED"] * 3
+    assert list(table["seed"])[1:] == ["0", "1"]
+    assert list(table["score/mean"])[1:] == [0.0, 10.0]
+    assert table["return/mean"].isna().all()
+    assert list(table.columns[9:]) == ["planner.horizon"]
+    assert list(table["planner.horizon"])[1:] == ["5", "15"]
+
+
+def test_table_of_unknown_experiment_names_near_ones(
+    tracker: MlflowTracker, database: str, tmp_path: Path
+) -> None:
+    tracker.start("run", tmp_path).finish()
+    with pytest.raises(UserError, match=f"did you mean .*{tracker.experiment}"):
+        results_table(tracker.experiment[:-2], database)
+
+
+def test_deleted_run_and_experiment_come_back_whole(
+    tracker: MlflowTracker, client: Any, tmp_path: Path
+) -> None:
+    with tracker.start("run", tmp_path, params={"a": 1}) as run:
+        run.log({"loss": 1.0}, 1)
+    client.delete_run(run.run_id)
+    with tracker.start("run", tmp_path, params={"a": 1}) as new:
+        new.log({"loss": 2.0}, 2)
+    assert new.run_id != run.run_id
+    assert mlflow_points(client, new.run_id) == journal_points(tmp_path)
+    client.delete_experiment(client.get_experiment_by_name(tracker.experiment).experiment_id)
+    with tracker.start("run", tmp_path):
+        pass
+    assert client.get_experiment_by_name(tracker.experiment).lifecycle_stage == "active"
+
+
+def test_run_deleted_while_it_runs_is_made_again(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
+    with tracker.start("run", tmp_path) as run:
+        first = run.run_id
+        run.log({"loss": 1.0}, 1)
+        wait_until(lambda: run.unsent == 0)
+        client.delete_run(first)
+        run.log({"loss": 2.0}, 2)
+        wait_until(lambda: run.unsent == 0)
+    assert run.run_id != first
+    assert mlflow_points(client, run.run_id) == journal_points(tmp_path)
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_another_store_gets_the_whole_run_and_the_first_its_own_again(
+    tracker: MlflowTracker, client: Any, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    shutil.copy(tracker.uri.removeprefix("sqlite:///"), tmp_path / "other.db")
+    other = MlflowTracker(f"sqlite:///{tmp_path}/other.db", tracker.experiment, interval=0.05)
+    ids = []
+    for step, store in enumerate([tracker, other, tracker]):
+        with store.start("run", tmp_path / "run", params={"a": 1}) as run:
+            run.log({"loss": step}, step)
+        ids.append(run.run_id)
+        points = mlflow_points(MlflowClient(tracking_uri=store.uri), run.run_id)
+        assert points == journal_points(tmp_path / "run")
+        assert len(points) == step + 1
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_journal_of_a_run_without_mlflow_can_be_sent_later(
+    database: str, client: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    tracker = JournalTracker(request.node.name)
+    parent = tracker.start("sweep", tmp_path / "z")
+    with tracker.start("trial", tmp_path / "a", params={"x": 1}, parent=parent.identity) as child:
+        child.log({"loss": 1.0}, 1)
+    parent.finish()
+    assert send_leftovers(tmp_path, database) == 2
+    assert send_leftovers(tmp_path, database) == 0
+    table = results_table(request.node.name, database)
+    assert list(table["run"]) == ["sweep", "trial"]
+    assert mlflow_points(client, table.index[1]) == journal_points(tmp_path / "a")
+    assert client.get_run(table.index[1]).info.status == "FINISHED"
+
+
+def test_artifacts_that_fail_stay_pending_and_do_not_hold_up_metrics(
+    tracker: MlflowTracker, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    table = tmp_path / "table.md"
+    table.write_text("| score |")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("artifact store is full")
+
+    with caplog.at_level(logging.WARNING), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        tracker.finish_wait = 0.5
+        with tracker.start("run", tmp_path / "run") as run:
+            run.artifact(table)
+            run.log({"loss": 1.0}, 1)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("tt_ray")]
+    assert len(messages) == 2  # once when it fails, once at the end
+    assert "artifact store is full" in messages[0]
+    assert messages[1].startswith("1 points and artifacts of run 'run' stay in")
+    assert mlflow_points(client, run.run_id) == journal_points(tmp_path / "run")
+    assert send_leftovers(tmp_path, tracker.uri) == 1
+    assert [a.path for a in client.list_artifacts(run.run_id)] == ["table.md"]
+
+
+def test_interrupt_with_the_server_away_ends_the_process(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time; from tt_ray.tracking import MlflowTracker\n"
+        "tracker = MlflowTracker('http://127.0.0.1:1', 'away', finish_wait=0.5)\n"
+        f"with tracker.start('run', {str(tmp_path)!r}) as run:\n"
+        "    run.log({'loss': 1.0}, 1)\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGINT
+    warnings = [line for line in result.stderr.splitlines() if line.startswith(("MLflow at", "1 points"))]
+    assert len(warnings) == 2
+    assert "the next command with --resume sends them" in warnings[1]
+    assert [record["status"] for record, _ in read(tmp_path / "journal.jsonl") if "status" in record] == [
+        "RUNNING",
+        "KILLED",
+    ]
+
+
+# --- connect
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:1", r"\(Connection refused\).* Start one with: mlflow server"),
+        ("mssql+nosuchdriver://u@127.0.0.1:1/db", "cannot be used"),
+        ("http://:5000", "names no host"),
+        ("http://127.0.0.1:port", "malformed"),
+        ("http://127.0.0.1:99999", "malformed"),
+        ("localhost:5000", "none that is known"),
+        ("./mlruns", "is a file store"),
+        ("file:///tmp/mlruns", "is a file store"),
+        ("sqlite://", "names no file"),
+        ("sqlite:////dev/null/mlflow.db", "cannot write /dev/null/mlflow.db"),
+    ],
+)
+def test_unusable_store_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, uri: str, message: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "as before")
+    with pytest.raises(UserError, match=message) as caught:
+        connect(uri)
+    assert "\n" not in str(caught.value)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "as before"
+
+
+def test_other_file_is_not_taken_for_a_database(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("these are my notes, no database")
+    with pytest.raises(UserError, match=r"notes\.txt is not an SQLite database"):
+        connect(f"sqlite:///{tmp_path}/notes.txt")
+
+
+@pytest.mark.slow
+def test_first_use_by_two_processes_at_once(tmp_path: Path) -> None:
+    code = (
+        "from tt_ray.tracking import *; import os\n"
+        "uri = connect(); assert os.environ['MLFLOW_TRACKING_URI'] == uri\n"
+        "MlflowTracker(uri, 'same').start('run', f'{os.getpid()}').finish(); print(uri)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", code]
+    pipes: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [p.communicate(timeout=120)[0].strip() for p in processes] == [
+        f"sqlite:///{tmp_path}/mlflow.db"
+    ] * 2
+    assert len(results_table("same", f"sqlite:///{tmp_path}/mlflow.db")) == 2
+
+
+def sent_bytes(folder: Path) -> int:
+    path = folder / "run.json"
+    return json.loads(path.read_text())["offset"] if path.exists() else 0
+
+
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
+    """Fail when `condition` does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

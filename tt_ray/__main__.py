@@ -1,0 +1,5 @@
+"""`python -m tt_ray`."""
+
+from tt_ray.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The `tt-ray` command."""
+
+from tt_ray.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,166 @@
+"""`tt-ray data`: what is there, where it comes from, and making one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import DownloadColumn, Progress
+
+from tt_ray.cli.view import Bars, console, plain_table
+from tt_ray.config import ExperimentConfig
+from tt_ray.experiment_file import apply_overrides, experiment_from_dict, load_experiment
+
+data_app = typer.Typer(help="List, show, download, collect and import data sets.", no_args_is_help=True)
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that id.")]
+
+
+@data_app.command("list")
+def list_command() -> None:
+    """The data sets on this machine."""
+    from tt_ray.data.minari_folder import datasets_root
+    from tt_ray.data.minari_sets import list_datasets
+
+    rows = [
+        [
+            info.id,
+            info.environment if info.problem is None else info.problem,
+            info.episodes,
+            info.steps,
+            info.format,
+            round(info.size_mb, 1),
+            "" if info.ref_min_score is None else f"{info.ref_min_score:.4g} to {info.ref_max_score:.5g}",
+        ]
+        for info in list_datasets()
+    ]
+    columns = ["id", "environment", "episodes", "steps", "format", "MB", "reference scores"]
+    if rows:
+        console.print(plain_table(columns, rows, f"Data sets in {datasets_root()}"))
+    else:
+        console.print(
+            f"no data sets in {datasets_root()}: `tt-ray data collect ENV` makes one", soft_wrap=True
+        )
+
+
+@data_app.command()
+def show(dataset: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Spaces, columns, returns and origin of a data set."""
+    from tt_ray.data.minari_sets import describe
+
+    found = describe(dataset)
+    order = ", ".join(f"{path or 'observation'} ({size})" for path, size in found.flattening)
+    facts = [
+        ("environment", found.info.environment),
+        (
+            "episodes",
+            f"{found.info.episodes}, {found.terminations} terminated, {found.truncations} truncated",
+        ),
+        ("steps", str(found.info.steps)),
+        ("length", "mean {mean:.1f}, {min:.0f} to {max:.0f}".format(**found.lengths)),
+        (
+            "return",
+            "mean {mean:.1f}, {min:.1f} to {max:.1f}, best tenth {best_tenth:.1f}".format(**found.returns),
+        ),
+        ("reference scores", f"{found.info.ref_min_score} (0) and {found.info.ref_max_score} (100)"),
+        ("observation space", found.observation_space),
+        ("flattened order", order),
+        ("action space", found.action_space),
+        ("fingerprint", found.fingerprint),
+    ]
+    hidden = ("final_policy", "final_policy_returns", "random_returns", "history", "collect")
+    facts += [(key, str(value)) for key, value in found.metadata.items() if key not in hidden and value]
+    console.print(plain_table(["", "value"], facts, dataset))
+    columns = ["column", "min", "max", "mean", "std", "distinct"]
+    rows = [[c.name, c.minimum, c.maximum, c.mean, c.std, c.distinct] for c in found.columns]
+    console.print(plain_table(columns, rows))
+
+
+@data_app.command()
+def download(dataset: Annotated[str, typer.Argument(metavar="ID")], overwrite: Overwrite = False) -> None:
+    """Download a data set: an id of Minari's hub, or a D4RL v2 name such as hopper-medium-replay-v2."""
+    from tt_ray.data import d4rl
+    from tt_ray.data.d4rl_names import parse_d4rl_name
+    from tt_ray.data.minari_sets import download_minari
+
+    if parse_d4rl_name(dataset) is None:
+        console.print(f"downloading {dataset} from Minari's hub")
+        found = download_minari(dataset)
+    else:
+        with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bar:
+            task = bar.add_task(f"downloading {dataset}", total=None)
+            found = d4rl.download(
+                dataset, lambda done, total: bar.update(task, completed=done, total=total), overwrite
+            )
+    console.print(f"ready: {found}; look at it with `tt-ray data show {found}`")
+
+
+@data_app.command()
+def collect(
+    environment: Annotated[str, typer.Argument(help="Environment id, module:EnvId, or an experiment file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    dataset: Annotated[str | None, typer.Option("--id", help="Id of the new data set.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a data set: learn linear policies by random search on Ray actors and record the whole history."""
+    from tt_ray.distributed import cluster
+    from tt_ray.distributed.collect import ActorMap
+    from tt_ray.evaluation.collect import collect as collect_dataset
+
+    config = _collect_config(environment, overrides or [], dataset)
+    settings = config.collect
+    assert settings is not None
+    with (
+        cluster.connect(config.resources) as allocation,
+        Bars().stage(f"collecting {config.dataset.id}", settings.steps) as update,
+        ActorMap(allocation.evaluation_actors, max_failures=config.resources.max_failures) as pool,
+    ):
+        report = collect_dataset(
+            config.dataset.id,
+            settings,
+            map=pool,
+            progress=lambda done, _, message: update(done, message),
+            overwrite=overwrite,
+        )
+    rows = [
+        ["random policy", report.random_return],
+        ["data set, mean", report.mean_return],
+        ["data set, best tenth", report.best_tenth_return],
+        ["final policy", report.final_policy_return],
+    ]
+    console.print(plain_table(["returns", "mean"], rows, report.dataset_id))
+    how = "was there already" if report.reused else f"took {report.seconds:.0f} s"
+    console.print(f"{report.episodes} episodes, {report.steps} steps, {how}")
+
+
+@data_app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="HDF5 file in D4RL's flat layout.")],
+    dataset: Annotated[str, typer.Option("--id", help="Id of the new data set, such as me/task-v0.")],
+    environment: Annotated[str | None, typer.Option(help="Environment id or module:EnvId.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn an HDF5 file (observations, actions, rewards, terminals, timeouts) into a Minari data set."""
+    from tt_ray.data import d4rl
+    from tt_ray.evaluation.environments import make_environment
+
+    made = d4rl.import_file(
+        file, dataset, environment, overwrite=overwrite, make=lambda name: make_environment({"id": name})
+    )
+    console.print(f"ready: {made}; look at it with `tt-ray data show {made}`")
+
+
+def _collect_config(environment: str, overrides: list[str], dataset: str | None) -> ExperimentConfig:
+    """The settings of a `collect` command, from a file's section or from the defaults."""
+    if environment.endswith((".yaml", ".yml")):
+        config = load_experiment(environment, [f"collect.{text}" for text in overrides])
+    else:
+        name = environment.rpartition(":")[2].rpartition("-v")[0] or environment
+        data = {"id": dataset or f"ars/{name.lower()}-v0"}
+        config = experiment_from_dict(
+            {"name": "collect", "dataset": data, "collect": {"environment": environment}}
+        )
+        config = apply_overrides(config, [f"collect.{text}" for text in overrides], ["collect"])
+    if dataset is not None:
+        config = apply_overrides(config, [f"dataset.id={dataset}"], ["dataset"])
+    return config

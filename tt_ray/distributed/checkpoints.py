@@ -1,0 +1,42 @@
+"""From what a user names (a folder, a run) to a checkpoint and the settings to evaluate it with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tt_ray.config import ExperimentConfig
+from tt_ray.data.episodes import DataSpec
+from tt_ray.errors import UserError
+from tt_ray.experiment_file import apply_overrides, experiment_from_dict
+from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint, load_checkpoint
+from tt_ray.tracking import download_checkpoint
+
+SECTIONS = ("planner", "evaluation", "resources", "tracking", "name")
+"""What `evaluate` may change: the model and its data are as they were trained."""
+
+
+def find_checkpoint(target: str, uri: str) -> Path:
+    """The checkpoint folder that `target` means: itself, the best one of a model's folder, or an MLflow run's."""
+    path = Path(target)
+    if (path / CHECKSUMS).is_file():
+        return path.resolve()
+    if path.is_dir():
+        best = best_checkpoint(path)
+        if best is None:
+            raise UserError(
+                f"{path}: neither a checkpoint folder ({CHECKSUMS} is missing) nor a model's folder"
+            )
+        return best.resolve()
+    if "/" in target or target.startswith("."):
+        raise UserError(f"{target}: no such folder")
+    return download_checkpoint(target, uri)
+
+
+def load_for_evaluation(path: Path, overrides: Sequence[str]) -> tuple[ExperimentConfig, DataSpec, int]:
+    """A checkpoint's experiment with `overrides`, its data spec and its training seed. Verifies the checkpoint."""
+    checkpoint = load_checkpoint(path)
+    settings = dict(checkpoint.experiment)
+    seed = int(settings.pop("seed", 0))
+    config = experiment_from_dict({**settings, "seeds": [seed]}, source=str(path / "config.json"))
+    return apply_overrides(config, overrides, SECTIONS), checkpoint.spec, seed

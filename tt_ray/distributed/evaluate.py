@@ -1,0 +1,204 @@
+"""Scores of a planner, or of a baseline, on the pool of evaluation actors; finished episodes are kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from tt_ray.config import PlannerConfig
+from tt_ray.data.episodes import DataSpec
+from tt_ray.distributed.cluster import Allocation
+from tt_ray.distributed.rollouts import evaluate_seeds
+from tt_ray.errors import UserError
+from tt_ray.evaluation.environments import check_compatible, make_environment
+from tt_ray.evaluation.rollout import EpisodeResult, LinearPolicy, Policy, RandomPolicy
+from tt_ray.evaluation.scores import ScoreSummary
+from tt_ray.model.checkpoint import load_checkpoint
+from tt_ray.planning.engine import PlanningEngine
+
+GREEDY = PlannerConfig(horizon=1, beam_width=1, n_expand=1, k_act=1, cdf_act=None)
+"""No search: every token the likeliest, one transition ahead."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the planning engine of a checkpoint, inside the actor that will use it."""
+
+    checkpoint: Path
+    settings: PlannerConfig
+    discount: float
+    slots: int
+
+    def __call__(self) -> Policy:
+        """The engine, on the actor's GPU where it has one."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        checkpoint = load_checkpoint(self.checkpoint, device)
+        return PlanningEngine(checkpoint, self.settings, discount=self.discount, slots=self.slots)
+
+
+@dataclass(frozen=True)
+class RandomBaseline:
+    """Makes a uniformly random policy."""
+
+    spec: DataSpec
+
+    def __call__(self) -> Policy:
+        """The policy."""
+        return RandomPolicy(self.spec.action_low, self.spec.action_high)
+
+
+@dataclass(frozen=True)
+class LinearBaseline:
+    """Makes the linear policy that collected a data set, as the data set's metadata holds it."""
+
+    policy: Mapping[str, Any]
+
+    def __call__(self) -> Policy:
+        """The policy, without exploration."""
+        weights, mean, std = (np.asarray(self.policy[key]) for key in ("weights", "mean", "std"))
+        return LinearPolicy(weights, mean, std)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What an evaluation actor is given: how to make its policy and its environments."""
+
+    policy: Callable[[], Policy]
+    spec: DataSpec
+    max_steps: int | None
+
+    def __call__(self) -> tuple[Policy, Callable[[], gym.Env]]:
+        """Called once in each actor."""
+        return self.policy(), functools.partial(spec_environment, self.spec, self.max_steps)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a result table: episodes of one policy, for one training seed or none."""
+
+    policy: str
+    seed: int | None
+    summary: ScoreSummary
+    results: list[EpisodeResult]
+
+    @property
+    def returns(self) -> list[float]:
+        """Undiscounted returns, one for each episode."""
+        return [result.episode_return for result in self.results]
+
+    def speed(self) -> dict[str, float]:
+        """Decisions a second of one actor, over all its slots; empty where next to nothing was planned."""
+        planning = sum(result.planning_seconds for result in self.results)
+        decisions = sum(result.decisions for result in self.results)
+        return {"speed/decisions_per_second": decisions / planning} if decisions and planning > 0.1 else {}
+
+    def cells(self) -> list[str]:
+        """The row as text: policy, seed, episodes, return, interval, score, interval, length, decisions/s."""
+        returns, score, length = self.summary.returns, self.summary.score, self.summary.length_mean
+        scores = (
+            ["-", "-"] if score is None else [f"{score.value:.2f}", f"{score.low:.2f} to {score.high:.2f}"]
+        )
+        speed = self.speed().get("speed/decisions_per_second")
+        return [
+            self.policy,
+            "" if self.seed is None else str(self.seed),
+            str(self.summary.episodes),
+            f"{returns.value:.1f}",
+            f"{returns.low:.1f} to {returns.high:.1f}",
+            *scores,
+            f"{length:.0f}" if length else "-",
+            f"{speed:.1f}" if speed else "-",
+        ]
+
+
+def spec_environment(spec: DataSpec, max_steps: int | None = None) -> gym.Env:
+    """The environment that a data set was recorded in, with the observations as the model saw them."""
+    return make_environment(
+        spec.environment,
+        observation_keys=spec.observation_keys,
+        observation_dim=spec.observation_dim,
+        max_steps=max_steps,
+    )
+
+
+def check_environment(spec: DataSpec) -> None:
+    """`UserError` unless the environment can be made here and fits the data."""
+    env = spec_environment(spec)
+    try:
+        check_compatible(spec, env)
+    finally:
+        env.close()
+
+
+def engine_slots(episodes: int, episodes_per_actor: int) -> int:
+    """Episodes that each engine plans for at once: the same on any number of actors, so results are too."""
+    return min(episodes, episodes_per_actor)
+
+
+class EpisodeFile:
+    """Finished episodes, one JSON line each, appended as they come; a torn last line is dropped on reading."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "episodes.jsonl"
+        self.results = {result.seed: result for result in self._read()}
+
+    def append(self, result: EpisodeResult) -> None:
+        """Keep one more episode; it survives this process being killed from now on."""
+        self.results[result.seed] = result
+        with self.path.open("a") as file:
+            file.write(json.dumps(result.to_json()) + "\n")
+
+    def _read(self) -> list[EpisodeResult]:
+        if not self.path.exists():
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.path.parent}: cannot make this folder: {error.strerror}") from error
+            return []
+        text = self.path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            os.truncate(self.path, len(whole.encode()))
+        return [EpisodeResult.from_json(json.loads(line)) for line in whole.splitlines()]
+
+
+def evaluate(
+    worker: Worker,
+    seeds: Sequence[int],
+    folder: Path,
+    allocation: Allocation,
+    *,
+    slots: int = 1,
+    max_tries: int = 3,
+    on_result: Callable[[EpisodeResult], None] | None = None,
+) -> tuple[list[EpisodeResult], int]:
+    """Results of `seeds` in their order, and how many were in `folder` already; the others are run and added to it."""
+    file = EpisodeFile(folder)
+    missing = [seed for seed in seeds if seed not in file.results]
+
+    def keep(result: EpisodeResult) -> None:
+        file.append(result)
+        if on_result is not None:
+            on_result(result)
+
+    evaluate_seeds(
+        missing,
+        worker,
+        actors=min(allocation.evaluation_actors, max(1, math.ceil(len(missing) / slots))),
+        cpus_per_actor=allocation.cpus_per_actor,
+        gpus_per_actor=allocation.gpus_per_actor,
+        max_tries=max_tries,
+        on_result=keep,
+    )
+    return [file.results[seed] for seed in seeds], len(seeds) - len(missing)

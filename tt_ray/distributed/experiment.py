@@ -1,0 +1,187 @@
+"""Experiments from end to end: the stages in order, and MLflow's account of them.
+
+An experiment is one parent run with a child for each training seed. A child has the curves, the scores and the
+checkpoint of its model; the parent has the baselines, the table and the figure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tt_ray.config import ExperimentConfig, fingerprint, to_dict
+from tt_ray.data.episodes import DataSpec
+from tt_ray.distributed.evaluate import Row
+from tt_ray.distributed.line import Line, checkpoint_identity
+from tt_ray.evaluation.figures import return_figure
+from tt_ray.evaluation.scores import aggregate_interval
+from tt_ray.experiment_file import dump_yaml
+from tt_ray.tracking import Run, Tracker, provenance_tags
+
+PLANNER = "planner"
+GREEDY = "greedy decoding"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has to show at its end."""
+
+    rows: list[Row]
+    checkpoints: dict[int, Path]
+    folder: Path
+    """Where the tables and figures lie."""
+
+
+def run_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
+    """The whole line: data, a model for each seed, its greedy and planned episodes, and the baselines."""
+    line.prepare_data()
+    line.check_resume(resume)
+    with start_parent(line, tracker) as parent:
+        rows = line.baselines()
+        for row in rows:
+            parent.log(_named(row.policy.replace(", ", " "), row), 0)
+        checkpoints = {}
+        for seed in line.config.seeds:
+            with start_trial(line, tracker, seed, parent) as trial:
+                checkpoints[seed] = line.train(seed, trial)
+                trial.artifact(checkpoints[seed], "checkpoint")
+                rows += _evaluate_seed(line, checkpoints[seed], seed, trial)
+        folder = _report(line, rows, parent)
+    return Outcome(rows, checkpoints, folder)
+
+
+def train_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
+    """Data and a model for each seed, without evaluation."""
+    line.prepare_data()
+    line.check_resume(resume)
+    checkpoints = {}
+    with start_parent(line, tracker) as parent:
+        for seed in line.config.seeds:
+            with start_trial(line, tracker, seed, parent) as trial:
+                checkpoints[seed] = line.train(seed, trial)
+                trial.artifact(checkpoints[seed], "checkpoint")
+        (run_folder(line) / "config.yaml").write_text(dump_yaml(line.config))
+        parent.artifact(run_folder(line) / "config.yaml")
+    return Outcome([], checkpoints, run_folder(line))
+
+
+def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, spec: DataSpec, seed: int) -> Outcome:
+    """Episodes of the planner on one checkpoint, as a run of its own."""
+    line.use(spec)
+    identity = fingerprint("evaluate", checkpoint_identity(checkpoint), to_dict(line.config))
+    folder = line.storage / "trials" / identity
+    tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
+    name = f"{line.config.name} seed {seed} evaluate"
+    with tracker.start(name, folder, params=_params(line.config, seed), tags=tags) as run:
+        row = line.evaluate_planner(checkpoint, line.config.planner, PLANNER, seed)
+        _log_scores(row, run, line.config.training.steps)
+        _write_tables([row], folder)
+        for name in ("results.md", "episodes.parquet"):
+            run.artifact(folder / name)
+    return Outcome([row], {seed: checkpoint}, folder)
+
+
+def run_folder(line: Line) -> Path:
+    """Folder of the experiment's parent run."""
+    return (
+        line.storage / "experiments" / f"{line.config.name}-{fingerprint('experiment', to_dict(line.config))}"
+    )
+
+
+def start_parent(line: Line, tracker: Tracker) -> Run:
+    """Start or continue the experiment's parent run."""
+    tags = {**provenance_tags(), "question": line.config.question}
+    return tracker.start(line.config.name, run_folder(line), params=to_dict(line.config), tags=tags)
+
+
+def start_trial(line: Line, tracker: Tracker, seed: int, parent: Run) -> Run:
+    """Start or continue the run of one training seed under `parent`."""
+    config = line.config
+    folder = line.storage / "trials" / fingerprint("trial", to_dict(replace(config, seeds=(seed,))))
+    name, tags = f"{config.name} seed {seed}", provenance_tags(seed)
+    run = tracker.start(name, folder, params=_params(config, seed), tags=tags, parent=parent.identity)
+    profile = {"episodes": len(line.episodes), "transitions": int(line.episodes.offsets[-1])}
+    run.log_dataset(line.spec.dataset_id, line.spec.dataset_id, line.spec.fingerprint, profile)
+    return run
+
+
+def _params(config: ExperimentConfig, seed: int) -> dict[str, object]:
+    """What distinguishes a trial; where it ran and where it is logged does not."""
+    hidden = ("seeds", "resources", "tracking", "question")
+    return {key: value for key, value in to_dict(config).items() if key not in hidden} | {"seed": seed}
+
+
+def _evaluate_seed(line: Line, checkpoint: Path, seed: int, trial: Run) -> list[Row]:
+    greedy = line.evaluate_planner(checkpoint, line.greedy(), GREEDY, seed)
+    planner = line.evaluate_planner(checkpoint, line.config.planner, PLANNER, seed)
+    step = line.config.training.steps
+    trial.log(_named("greedy", greedy), step)
+    _log_scores(planner, trial, step)
+    return [greedy, planner]
+
+
+def _log_scores(row: Row, run: Run, step: int) -> None:
+    run.log(row.summary.metrics() | row.speed(), step)
+
+
+def _named(prefix: str, row: Row) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in row.summary.metrics().items()}
+
+
+def _report(line: Line, rows: list[Row], parent: Run) -> Path:
+    """Tables and figure of the whole experiment, as files and as the parent's artifacts."""
+    folder = run_folder(line)
+    planned = [np.array(row.returns) for row in rows if row.policy == PLANNER]
+    evaluation, spec = line.config.evaluation, line.spec
+    total = aggregate_interval(
+        planned, confidence=evaluation.confidence, samples=evaluation.bootstrap_samples
+    )
+    figures = {"return/mean": total.interval.value}
+    figures |= {"return/ci_low": total.interval.low, "return/ci_high": total.interval.high}
+    if spec.ref_min_score is not None and spec.ref_max_score is not None:
+        span = spec.ref_max_score - spec.ref_min_score
+        scores = {
+            name.replace("return", "score"): 100.0 * (value - spec.ref_min_score) / span
+            for name, value in figures.items()
+        }
+        figures |= scores
+    if total.seed_std is not None:
+        figures["return/seed_std"] = total.seed_std
+    parent.log(figures, line.config.training.steps)
+    parent.log({f"seconds/{stage}": value for stage, value in line.seconds.items()}, 0)
+    _write_tables(rows, folder)
+    (folder / "config.yaml").write_text(dump_yaml(line.config))
+    return_figure([(_label(row), row.returns, row.summary.returns) for row in rows], folder / "returns.png")
+    for name in ("results.md", "episodes.parquet", "config.yaml", "returns.png"):
+        parent.artifact(folder / name)
+    return folder
+
+
+def _label(row: Row) -> str:
+    return row.policy if row.seed is None else f"{row.policy}, seed {row.seed}"
+
+
+def _write_tables(rows: list[Row], folder: Path) -> None:
+    """`results.md`, a line for each policy, and `episodes.parquet`, one for each episode."""
+    columns = [
+        "policy",
+        "seed",
+        "episodes",
+        "return",
+        "interval",
+        "score",
+        "interval",
+        "length",
+        "decisions/s",
+    ]
+    lines = [columns, ["---"] * len(columns), *(row.cells() for row in rows)]
+    (folder / "results.md").write_text("\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n")
+    episodes = [
+        {"policy": row.policy, "training_seed": row.seed, **result.to_json()}
+        for row in rows
+        for result in row.results
+    ]
+    pd.DataFrame(episodes).to_parquet(folder / "episodes.parquet")

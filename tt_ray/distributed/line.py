@@ -1,0 +1,300 @@
+"""The stages of one experiment: data, tokens, training, evaluation; each is computed once and then reused.
+
+`experiment.py` puts them in order and logs what comes out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tt_ray.config import (
+    ExperimentConfig,
+    PlannerConfig,
+    evaluation_fingerprint,
+    fingerprint,
+    model_fingerprint,
+    tokens_fingerprint,
+)
+from tt_ray.data.d4rl_names import resolve_id
+from tt_ray.data.episodes import DataSpec, Episodes
+from tt_ray.data.minari_folder import dataset_folder
+from tt_ray.data.minari_reader import load_episodes, own_metadata
+from tt_ray.data.token_store import TokenSet
+from tt_ray.distributed.cluster import Allocation
+from tt_ray.distributed.collect import ActorMap
+from tt_ray.distributed.evaluate import (
+    GREEDY,
+    LinearBaseline,
+    Planner,
+    RandomBaseline,
+    Row,
+    Worker,
+    check_environment,
+    engine_slots,
+    evaluate,
+)
+from tt_ray.distributed.train import is_trained, steps_done, train_model
+from tt_ray.errors import UserError
+from tt_ray.evaluation.collect import collect
+from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.evaluation.scores import summarize, with_scores
+from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint
+from tt_ray.tracking import Run, read
+
+Update = Callable[[int, str], None]
+"""`update(done, message)` of a stage under way."""
+
+
+class Progress(Protocol):
+    """How a stage shows itself; the command line draws bars."""
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Update]:
+        """A stage of `total` steps for the duration of a block."""
+        ...
+
+
+class Line:
+    """One experiment under way: its folders, its Ray allocation, and how long each stage took."""
+
+    def __init__(self, config: ExperimentConfig, allocation: Allocation, progress: Progress) -> None:
+        self.config, self.allocation, self.progress = config, allocation, progress
+        self.storage = Path(config.resources.storage).resolve()
+        self.seconds: dict[str, float] = {}
+        self.reused: list[str] = []
+        self.episodes: Episodes
+        self.spec: DataSpec
+        self.tokens: Path
+        self.models: dict[int, Path] = {}
+
+    def prepare_data(self) -> None:
+        """Collect the data set if the file says how and it is not there, read it, and check its environment."""
+        with self._timed("collect"):
+            self._collect()
+        with self._timed("tokens"):
+            self.episodes = load_episodes(self.config.dataset.id, self.config.dataset.observation_dims)
+            self.use(self.episodes.spec)
+            identity = tokens_fingerprint(self.config, self.spec.fingerprint)
+            self.tokens = self.storage / "tokens" / identity
+            if self.tokens.exists():
+                self.reused.append("tokens")
+            else:
+                TokenSet.build(self.episodes, self.config.dataset, self.config.discretizer).save(self.tokens)
+            for seed in self.config.seeds:
+                model = model_fingerprint(self.config, identity, seed)
+                self.models[seed] = self.storage / "models" / model
+
+    def use(self, spec: DataSpec) -> None:
+        """Evaluate in the environment of `spec`; `UserError` unless it can be made here and fits."""
+        check_environment(spec)
+        self.spec = spec
+
+    def check_resume(self, resume: bool) -> None:
+        """`UserError` when a model was begun and the user has not said to go on with it."""
+        for seed, folder in self.models.items():
+            done = steps_done(folder)
+            if done and not is_trained(folder) and not resume:
+                raise UserError(
+                    f"{folder}: training of seed {seed} stopped after {done} of {self.config.training.steps} "
+                    "steps; add --resume to go on from there, or remove the folder to begin again"
+                )
+
+    def train(self, seed: int, run: Run) -> Path:
+        """The best checkpoint of one training seed, trained unless it is there; its curves go to `run`."""
+        folder, steps = self.models[seed], self.config.training.steps
+        title = f"training, seed {seed}"
+        done = is_trained(folder)
+        if done:
+            self.reused.append(f"model {seed}")
+        with (
+            self._timed("training"),
+            self.progress.stage(title, steps) as update,
+            exclusive(folder),
+            following(folder / "journal.jsonl", run, update),
+        ):
+            train_model(self.config, self.tokens, folder, seed, self.allocation)
+        checkpoint = best_checkpoint(folder)
+        assert checkpoint is not None
+        run.set_tags(
+            {"checkpoint": str(checkpoint), "stage.tokens": self.tokens.name, "stage.model": folder.name}
+        )
+        return checkpoint
+
+    def baselines(self) -> list[Row]:
+        """Random actions, the data set itself, and the policy that collected it where that is known."""
+        seeds, spec = self._seeds(), self.spec
+        rows = [self._evaluate("random policy", None, RandomBaseline(spec), "random", seeds)]
+        returns = self.episodes.returns
+        best = sorted(returns)[-max(1, len(returns) // 10) :]
+        rows += [self._data_row("data set", returns), self._data_row("data set, best tenth", best)]
+        policy = own_metadata(spec.dataset_id).get("final_policy")
+        if policy is not None and self.config.dataset.observation_dims is None:
+            worker = LinearBaseline(policy)
+            rows.append(self._evaluate("final behaviour policy", None, worker, "behaviour", seeds))
+        return rows
+
+    def evaluate_planner(
+        self, checkpoint: Path, planner: PlannerConfig, policy: str, seed: int | None
+    ) -> Row:
+        """Episodes of the planner on a checkpoint."""
+        evaluation, resources = self.config.evaluation, self.config.resources
+        slots = engine_slots(evaluation.episodes, resources.episodes_per_actor)
+        worker = Planner(checkpoint, planner, self.config.dataset.discount, slots)
+        identity = evaluation_fingerprint(planner, evaluation.max_steps, checkpoint_identity(checkpoint))
+        return self._evaluate(policy, seed, worker, identity, self._seeds(), slots)
+
+    def greedy(self) -> PlannerConfig:
+        """Greedy decoding with the experiment's context."""
+        context = self.config.planner.max_context_transitions
+        settings = {**vars(GREEDY), "max_context_transitions": context}
+        return PlannerConfig(**settings)
+
+    def _collect(self) -> None:
+        config = self.config.collect
+        dataset_id = resolve_id(self.config.dataset.id)
+        if config is None:
+            return
+        known = dataset_folder(dataset_id).exists()
+        with (
+            self.progress.stage(f"collecting {dataset_id}", config.steps) as update,
+            ActorMap(
+                self.allocation.evaluation_actors, max_failures=self.config.resources.max_failures
+            ) as pool,
+        ):
+            collect(dataset_id, config, map=pool, progress=lambda done, _, message: update(done, message))
+        if known:
+            self.reused.append("data set")
+
+    def _evaluate(
+        self,
+        policy: str,
+        seed: int | None,
+        make: Callable[[], Any],
+        identity: str,
+        seeds: list[int],
+        slots: int = 1,
+    ) -> Row:
+        """Episodes of one policy, those that are in the store already taken from there."""
+        resources, evaluation = self.config.resources, self.config.evaluation
+        if identity in ("random", "behaviour"):
+            identity = f"{identity}-{fingerprint(self.spec.to_json(), evaluation.max_steps)}"
+        title = policy if seed is None else f"{policy}, seed {seed}"
+        with self._timed("evaluation"), self.progress.stage(f"{title}: episodes", len(seeds)) as update:
+            done: list[float] = []
+
+            def on_result(result: EpisodeResult) -> None:
+                done.append(result.episode_return)
+                update(len(done), f"mean return {sum(done) / len(done):.0f}")
+
+            results, reused = evaluate(
+                Worker(make, self.spec, evaluation.max_steps),
+                seeds,
+                self.storage / "evaluations" / identity,
+                self.allocation,
+                slots=slots,
+                max_tries=1 + resources.max_failures,
+                on_result=on_result,
+            )
+            update(len(seeds), "")
+        if reused:
+            self.reused.append(f"{reused} episodes ({title})")
+        return self._row(policy, seed, results)
+
+    def _row(self, policy: str, seed: int | None, results: list[EpisodeResult]) -> Row:
+        evaluation, low, high = self.config.evaluation, self.spec.ref_min_score, self.spec.ref_max_score
+        summary = summarize(results, low, high, evaluation.confidence, evaluation.bootstrap_samples)
+        return Row(policy, seed, summary, with_scores(results, low, high))
+
+    def _data_row(self, policy: str, returns: Any) -> Row:
+        results = [
+            EpisodeResult(
+                seed=i,
+                episode_return=float(value),
+                length=0,
+                terminated=False,
+                decisions=0,
+                environment_seconds=0.0,
+                planning_seconds=0.0,
+            )
+            for i, value in enumerate(returns)
+        ]
+        return self._row(policy, None, results)
+
+    def _seeds(self) -> list[int]:
+        first = self.config.evaluation.first_seed
+        return list(range(first, first + self.config.evaluation.episodes))
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def checkpoint_identity(checkpoint: Path) -> str:
+    """Identity of a checkpoint by its contents, wherever it lies."""
+    return fingerprint((checkpoint / CHECKSUMS).read_text())
+
+
+def writable(storage: Path) -> Path:
+    """The storage folder, made where it is missing; `UserError` unless files can be written in it."""
+    probe = storage / f".writable-{os.getpid()}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"resources.storage: cannot write in {storage}: {error.strerror}") from error
+    return storage
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a model's folder against other processes; the lock goes with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is training this model") from error
+        yield
+
+
+@contextmanager
+def following(journal: Path, run: Run, update: Update) -> Iterator[None]:
+    """Pass on the curves that a training job writes to its journal, as they come, to `run` and a progress bar."""
+    finished = threading.Event()
+    offset = 0
+
+    def catch_up() -> None:
+        nonlocal offset
+        for record, offset in read(journal, offset):
+            if "metrics" in record:
+                run.journal.append(record["metrics"], record["step"], record["time"])
+                loss = record["metrics"].get("train/loss")
+                update(record["step"], "" if loss is None else f"loss {loss:.3f}")
+
+    def work() -> None:
+        while not finished.wait(0.5):
+            catch_up()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+        catch_up()

@@ -1,0 +1,262 @@
+"""Evaluation episodes on a pool of Ray actors, each counted once whatever dies.
+
+Seeds are leased one at a time from a queue the moment a slot is free, wherever that is; results stream to the
+driver, which alone decides what is done. What a dead actor held goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tt_ray.errors import UserError
+from tt_ray.evaluation.rollout import EpisodeResult, Policy, run_episodes
+
+logger = logging.getLogger(__name__)
+
+WorkerFactory = Callable[[], tuple[Policy, Callable[[], gym.Env]]]
+"""Called once inside each actor: the planner, and how to make an environment."""
+
+_DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)
+_PATIENCE = 60.0  # seconds without a result before the log says what is being waited for
+
+
+def evaluate_seeds(
+    seeds: Sequence[int],
+    make_worker: WorkerFactory,
+    *,
+    actors: int,
+    cpus_per_actor: float = 1,
+    gpus_per_actor: float = 0,
+    max_tries: int = 3,
+    on_result: Callable[[EpisodeResult], None] | None = None,
+) -> list[EpisodeResult]:
+    """Run one episode for each of `seeds` (all different) on a pool of actors; results in that order.
+
+    `make_worker` must be picklable. `on_result` is called here, on the driver, once for each episode as it
+    arrives. An episode whose actor or host dies is run again, `max_tries` times in all. `UserError` when they
+    are used up (it names the seeds), and at once when the planner or an environment raises.
+    """
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("evaluate_seeds: a seed is given twice")
+    if not seeds:
+        return []
+    pool = _Pool(seeds, make_worker, cpus_per_actor, gpus_per_actor, max_tries)
+    try:
+        for result in pool.results(min(actors, len(seeds))):
+            if on_result is not None:
+                on_result(result)
+        return [pool.received[seed] for seed in seeds]
+    finally:
+        pool.close()
+
+
+class LeaseQueue:
+    """Which seeds wait and who holds the others.
+
+    An actor of its own, so that free slots are filled without waiting for the driver.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._waiting = deque(seeds)
+        self._held: dict[int, list[int]] = {}
+        self._revoked: set[int] = set()
+
+    def take(self, worker: int) -> int | None:
+        """Lease the next seed to `worker`; None when none waits, or when `worker` has been declared dead."""
+        if not self._waiting or worker in self._revoked:
+            return None
+        seed = self._waiting.popleft()
+        self._held.setdefault(worker, []).append(seed)
+        return seed
+
+    def revoke(self, worker: int) -> list[int]:
+        """Give `worker` nothing more; every seed that it was ever given."""
+        self._revoked.add(worker)
+        return self._held.pop(worker, [])
+
+    def put(self, seeds: Sequence[int]) -> None:
+        """Make seeds wait again, behind the others."""
+        self._waiting.extend(seeds)
+
+
+class Evaluator:
+    """One actor of the pool; keeps its planner and environments' factory between runs."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._worker: tuple[Policy, Callable[[], gym.Env]] | None = None
+
+    def run(
+        self, worker: int, leases: Any, make_worker: WorkerFactory, limit: int
+    ) -> Iterator[EpisodeResult]:
+        """Run episodes until the queue is empty, at most `limit` at once."""
+        if self._worker is None:
+            # Here and not in the constructor: an error raised there would look like the actor's death.
+            self._worker = make_worker()
+            torch = sys.modules.get("torch")
+            if torch is not None:
+                torch.set_num_threads(self._threads)
+        planner, make_environment = self._worker
+        yield from run_episodes(
+            planner, make_environment, lambda: ray.get(leases.take.remote(worker)), limit=limit
+        )
+
+
+@dataclass(frozen=True)
+class _Worker:
+    number: int
+    handle: Any
+
+
+class _Pool:
+    """The driver's side: actors, their streams of results, and what has been received."""
+
+    def __init__(
+        self, seeds: Sequence[int], make_worker: WorkerFactory, cpus: float, gpus: float, max_tries: int
+    ) -> None:
+        self.received: dict[int, EpisodeResult] = {}
+        self._seeds = seeds
+        self._cpus, self._gpus, self._max_tries = cpus, gpus, max_tries
+        self._tries: Counter[int] = Counter()
+        self._numbers = itertools.count()
+        self._workers: list[_Worker] = []
+        self._idle: list[_Worker] = []
+        self._stillborn = 0  # actors that died before they took a seed, since the last result
+        self._streams: dict[Any, _Worker] = {}
+        self._make_worker = ray.put(make_worker)
+        # On this host it lives as long as the driver; should it be killed, it starts with every seed again,
+        # which costs time and nothing else: a second result is not counted.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._leases = (
+            ray.remote(LeaseQueue)
+            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+            .remote(list(seeds))
+        )
+
+    def results(self, actors: int) -> Iterator[EpisodeResult]:
+        """Every seed's result, once, as it arrives."""
+        self._idle = [self._spawn() for _ in range(actors)]
+        self._start_idle()
+        while len(self.received) < len(self._seeds):
+            if not self._streams:
+                self._requeue(self._missing())
+            ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_PATIENCE)
+            if not ready:
+                self._report_waiting()
+            for stream in ready:
+                result = self._advance(stream)
+                if result is not None and result.seed not in self.received:
+                    self.received[result.seed] = result
+                    self._stillborn = 0
+                    yield result
+
+    def close(self) -> None:
+        """End every actor."""
+        for worker in self._workers:
+            ray.kill(worker.handle)
+        ray.kill(self._leases)
+
+    def _spawn(self) -> _Worker:
+        handle = (
+            ray.remote(Evaluator)
+            .options(num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy="SPREAD")
+            .remote(max(1, int(self._cpus)))
+        )
+        worker = _Worker(next(self._numbers), handle)
+        self._workers.append(worker)
+        return worker
+
+    def _start_idle(self) -> None:
+        """Set idle actors to work, each with its share of what is missing at most: no actor takes it all."""
+        limit = math.ceil(len(self._missing()) / len(self._workers))
+        for worker in self._idle:
+            run = worker.handle.run.options(num_returns="streaming")
+            self._streams[run.remote(worker.number, self._leases, self._make_worker, limit)] = worker
+        self._idle = []
+
+    def _advance(self, stream: Any) -> EpisodeResult | None:
+        """The stream's next result; None when it has ended, in one way or the other."""
+        worker = self._streams.pop(stream)
+        try:
+            result = ray.get(next(stream))
+        except StopIteration:
+            self._idle.append(worker)
+            return None
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, UserError):
+                raise cause from error
+            message = f"evaluation stopped by {type(cause).__name__}: {_first_line(cause)}"
+            raise UserError(message) from error
+        except _DEATHS as error:
+            self._replace(worker, error)
+            return None
+        except RayError as error:
+            raise UserError(f"an evaluation actor could not run: {_first_line(error)}") from error
+        self._streams[stream] = worker  # last in line, so that one fast stream does not starve the others
+        return result
+
+    def _replace(self, worker: _Worker, error: Exception) -> None:
+        """Put back what a dead actor held, and start another in its place."""
+        ray.kill(worker.handle)  # where the actor was only out of reach
+        self._workers.remove(worker)
+        held = ray.get(self._leases.revoke.remote(worker.number))
+        if not held:
+            self._count_stillborn(error)
+        lost = [seed for seed in held if seed not in self.received]
+        logger.warning(
+            "an evaluation actor died; %d episodes start again (%s)", len(lost), _first_line(error)
+        )
+        self._idle.append(self._spawn())
+        self._requeue(lost)
+
+    def _requeue(self, seeds: list[int]) -> None:
+        """Let `seeds` wait again, and set idle actors to work on them."""
+        self._tries.update(seeds)
+        spent = sorted(seed for seed in seeds if self._tries[seed] >= self._max_tries)
+        if spent:
+            names = ", ".join(str(seed) for seed in spent)
+            raise UserError(
+                f"episodes with seeds {names}: the actors that ran them died, {self._max_tries} times each "
+                "(out of memory? see Ray's logs, or lower resources.episodes_per_actor)"
+            )
+        ray.get(self._leases.put.remote(seeds))
+        self._start_idle()
+
+    def _count_stillborn(self, error: Exception) -> None:
+        self._stillborn += 1
+        if self._stillborn >= self._max_tries * (len(self._workers) + 1):
+            raise UserError(f"evaluation actors die before they start an episode: {_first_line(error)}")
+
+    def _missing(self) -> list[int]:
+        return [seed for seed in self._seeds if seed not in self.received]
+
+    def _report_waiting(self) -> None:
+        free = ray.available_resources()
+        need = f"an evaluation actor needs {self._cpus:g} CPU and {self._gpus:g} GPU"
+        have = f"free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
+        logger.warning("no episode finished in %.0f s; %s, %s", _PATIENCE, need, have)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,117 @@
+"""Ray Train around the training loop: every batch is shared out over the workers, nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tt_ray.config import ExperimentConfig, to_dict
+from tt_ray.data.token_store import TokenSet
+from tt_ray.distributed.cluster import Allocation, offer
+from tt_ray.errors import UserError
+from tt_ray.experiment_file import experiment_from_dict
+from tt_ray.model.checkpoint import last_checkpoint
+from tt_ray.tracking import Journal
+from tt_ray.training.job import make_job
+from tt_ray.training.loop import Workers, fit
+
+COMPLETE = "complete.json"
+
+# Ray Train's own lines would bury the progress bar; its one known false alarm comes from the watcher.
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the model in `folder` is finished."""
+    return (folder / COMPLETE).is_file()
+
+
+def steps_done(folder: Path) -> int:
+    """Updates in the last checkpoint of `folder`."""
+    last = last_checkpoint(folder)
+    return int(last.name.partition("-")[2]) if last is not None else 0
+
+
+def train_model(
+    config: ExperimentConfig, tokens: Path, folder: Path, seed: int, allocation: Allocation
+) -> None:
+    """Train the model of `seed` in `folder`, from its last checkpoint if it has one; returns once it is complete.
+
+    One worker runs the loop in this process, more of them under Ray Train. A worker that dies is replaced and all go
+    on from the last checkpoint, resources.max_failures times.
+    """
+    if is_trained(folder):
+        return
+    settings = {
+        "config": to_dict(config),
+        "tokens": str(tokens),
+        "folder": str(folder),
+        "seed": seed,
+        "cuda": allocation.gpus_per_worker > 0,
+    }
+    if allocation.workers == 1 and not offer().gpus:
+        _train(settings, Workers(), "cpu")
+    else:
+        _train_with_ray(settings, allocation, config.resources.max_failures)
+    temporary = folder / f".{COMPLETE}"
+    temporary.write_text(json.dumps({"steps": config.training.steps}))
+    os.replace(temporary, folder / COMPLETE)
+
+
+def _train(settings: dict[str, Any], workers: Workers, device: str) -> None:
+    config = experiment_from_dict(settings["config"])
+    job = make_job(config, TokenSet.load(Path(settings["tokens"])), settings["seed"])
+    folder = Path(settings["folder"])
+    fit(job, folder, Journal(folder).append, workers, device)
+
+
+def _train_with_ray(settings: dict[str, Any], allocation: Allocation, max_failures: int) -> None:
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    folder = Path(settings["folder"])
+    cpus = max(1, offer().cpus // allocation.workers)
+    resources = {"CPU": cpus, "GPU": allocation.gpus_per_worker}
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(
+            num_workers=allocation.workers, use_gpu=settings["cuda"], resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.parent / "ray"),
+            failure_config=FailureConfig(max_failures=max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise UserError(_cause(error)) from error
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    import ray.train
+    import torch.distributed
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size(), torch.distributed.all_reduce)
+    _train(settings, workers, str(get_device()))
+
+
+def _cause(error: Exception) -> str:
+    """The last line of what a worker raised, behind Ray's frame around it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = [str(failure).strip().splitlines()[-1] for failure in failures.values() if str(failure).strip()]
+    reason = causes[0] if causes else str(error).strip().splitlines()[-1]
+    return f"training failed: {reason}; the last checkpoint is kept, --resume goes on from it"

@@ -1,0 +1,113 @@
+"""The results of an experiment as one table."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tt_ray.errors import UserError
+from tt_ray.tracking.connection import one_line, prepare_environment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = ("score/mean", "score/ci_low", "score/ci_high", "return/mean", "val/loss")
+
+
+def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
+    """One row for each run of the experiment, children below their parent, indexed by MLflow's run id.
+
+    Columns: run, parent (its name), status, seed, the METRICS, then the params in which the runs without
+    children differ. What a run does not have is None or NaN. `UserError` when there is no such experiment.
+    """
+    import pandas as pd
+
+    runs = _in_family_order(_all_runs(experiment_name, uri))
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    differing = _differing_params(runs)
+    rows = []
+    for run in runs:
+        params, tags = run.data.params, run.data.tags
+        row: dict[str, Any] = {
+            "run": run.info.run_name,
+            "parent": names.get(tags.get("mlflow.parentRunId", ""), ""),
+            "status": run.info.status,
+            "seed": tags.get("seed", params.get("seed")),
+        }
+        row |= {name: run.data.metrics.get(name, float("nan")) for name in METRICS}
+        rows.append(row | {name: params.get(name) for name in differing})
+    index = pd.Index([run.info.run_id for run in runs], name="run_id", dtype=object)
+    return pd.DataFrame(rows, index=index, columns=["run", "parent", "status", "seed", *METRICS, *differing])
+
+
+def download_checkpoint(run_id: str, uri: str) -> Path:
+    """The checkpoint folder of an MLflow run: where it was written if that is here, else its artifact, downloaded.
+
+    `UserError` when there is no such run, or it has no checkpoint.
+    """
+    prepare_environment()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        written = Path(client.get_run(run_id).data.tags.get("checkpoint", ""))
+        if written.name and written.is_dir():
+            return written
+        return Path(client.download_artifacts(run_id, "checkpoint"))
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"no checkpoint for MLflow run {run_id!r} at {uri} ({one_line(error)}): "
+            "`tt-ray results NAME` lists run ids; a folder can be given as well"
+        ) from error
+
+
+def _all_runs(experiment_name: str, uri: str) -> list[Any]:
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(experiment_name)
+    if experiment is None:
+        known = [e.name for e in client.search_experiments() if e.name != "Default"]
+        near = difflib.get_close_matches(experiment_name, known, n=3, cutoff=0.4) or known[:5]
+        hint = f"did you mean {' or '.join(near)}?" if near else "it holds none yet"
+        raise UserError(f"no experiment {experiment_name!r} in MLflow at {uri}: {hint}")
+    runs, token = [], None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id], order_by=["attributes.start_time ASC"], page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _in_family_order(runs: list[Any]) -> list[Any]:
+    """Each parent, oldest first, then its children by name."""
+    ids = {run.info.run_id for run in runs}
+    children: dict[str, list[Any]] = {}
+    tops = []
+    for run in runs:
+        parent = run.data.tags.get("mlflow.parentRunId", "")
+        children.setdefault(parent, []).append(run) if parent in ids else tops.append(run)
+    ordered: list[Any] = []
+
+    def add(run: Any) -> None:
+        ordered.append(run)
+        for child in sorted(children.get(run.info.run_id, []), key=lambda child: child.info.run_name):
+            add(child)
+
+    for top in tops:
+        add(top)
+    return ordered
+
+
+def _differing_params(runs: list[Any]) -> list[str]:
+    """Params with more than one value among the runs that have no children."""
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
+    leaves = [run.data.params for run in runs if run.info.run_id not in parents]
+    names = sorted({name for params in leaves for name in params} - {"seed"})
+    return [name for name in names if len({params.get(name) for params in leaves}) > 1]
