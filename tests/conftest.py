@@ -7,6 +7,9 @@ from collections.abc import Iterator
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
+# Before torch is imported: tiny models gain nothing from threads, and sums must not depend on their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

@@ -256,6 +256,14 @@ def test_a_data_set_from_elsewhere_is_not_replaced() -> None:
         collect(ID, CONFIG)
 
 
+def test_a_damaged_data_set_is_named_and_can_be_overwritten(minari_folder: Path) -> None:
+    collect(ID, CONFIG)
+    (minari_folder / ID / "data" / "metadata.json").write_text('{"total')
+    with pytest.raises(UserError, match=r"damaged.*overwrite"):
+        collect(ID, CONFIG)
+    assert collect(ID, CONFIG, overwrite=True).episodes == len(load_episodes(ID))
+
+
 @pytest.mark.parametrize(
     ("dataset_id", "environment", "message"),
     [(ID, "Hoper-v5", "Hopper-v5"), (ID, "CartPole-v1", "Discrete"), ("no id", "Hopper-v5", "no id")],

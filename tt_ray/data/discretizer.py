@@ -32,7 +32,10 @@ class Discretizer:
     edges: Float32s
     """[D, V + 1], ascending; past a dimension's last edge, +inf."""
     representatives: Float32s
-    """[D, V]: the value that a bin decodes to, its midpoint; unused bins repeat the last one in use."""
+    """[D, V]: the value that a bin decodes to, its midpoint; unused bins repeat the last one in use.
+
+    Quantile bins of a column with at most V distinct values (a sparse reward) decode to those values instead.
+    """
 
     @classmethod
     def fit(
@@ -48,11 +51,10 @@ class Discretizer:
         edges = np.full((dims, num_bins + 1), np.inf, dtype=np.float32)
         representatives = np.zeros((dims, num_bins), dtype=np.float32)
         for d in range(dims):
-            column = _column_edges(values[:, d], strategy, num_bins, reserved.get(d))
-            used = len(column) - 1
+            column, inside = _column_bins(values[:, d], strategy, num_bins, reserved.get(d))
+            used = len(inside)
             edges[d, : used + 1] = column
-            representatives[d, :used] = _midpoints(column)
-            representatives[d, used:] = representatives[d, used - 1]
+            representatives[d, :used], representatives[d, used:] = inside, inside[-1]
         return cls(strategy, num_bins, edges, representatives)
 
     @property
@@ -102,39 +104,59 @@ class Discretizer:
         return cls(strategy, edges.shape[1] - 1, edges, representatives)
 
 
-def _column_edges(column: Float32s, strategy: str, num_bins: int, reserved: float | None) -> Float32s:
-    """Distinct ascending float32 edges of one dimension: at least 2, at most num_bins + 1."""
+def _column_bins(
+    column: Float32s, strategy: str, num_bins: int, reserved: float | None
+) -> tuple[Float32s, Float32s]:
+    """Distinct ascending float32 edges of one dimension, 2 to num_bins + 1, and what its bins decode to."""
     if reserved is None:
-        return _plain_edges(column, strategy, num_bins)
+        return _plain_bins(column, strategy, num_bins)
     special = np.float32(reserved)
-    ordinary = column[column != special]
     own_bin = np.array([special, _next(special)], dtype=np.float32)
+    ordinary = column[column != special]
     if not len(ordinary):
-        return own_bin
+        return own_bin, own_bin[:1]
     # A bin of its own can split another in two, or leave a gap beside it: both cost two bins.
-    return np.unique(np.concatenate([_plain_edges(ordinary, strategy, num_bins - 2), own_bin]))
+    plain_edges, inside = _plain_bins(ordinary, strategy, num_bins - 2)
+    edges = np.unique(np.concatenate([plain_edges, own_bin]))
+    representatives = _midpoints(edges)
+    representatives[np.searchsorted(edges, inside, side="right") - 1] = inside
+    return edges, representatives
 
 
-def _plain_edges(column: Float32s, strategy: str, num_bins: int) -> Float32s:
-    column = column.astype(np.float64)
+def _plain_bins(column: Float32s, strategy: str, num_bins: int) -> tuple[Float32s, Float32s]:
+    values = np.unique(column)
+    if strategy == "quantile" and len(values) <= num_bins:
+        return _bins_of_values(values)
     if strategy == "uniform":
-        edges = np.linspace(column.min(), column.max(), num_bins + 1)
+        cuts = np.linspace(np.float64(values[0]), np.float64(values[-1]), num_bins + 1)
     else:
-        edges = np.quantile(column, np.linspace(0.0, 1.0, num_bins + 1))
-    edges = edges.astype(np.float32)
+        cuts = np.quantile(column.astype(np.float64), np.linspace(0.0, 1.0, num_bins + 1))
     # An edge that repeats is one value with at least a bin's worth of mass (a sparse reward, a contact force
     # that is mostly zero): that value gets a bin of its own, so that it decodes to itself.
-    distinct, counts = np.unique(edges, return_counts=True)
+    distinct, counts = np.unique(cuts.astype(np.float32), return_counts=True)
     atoms = distinct[counts > 1]
-    return np.unique(np.concatenate([distinct, _next(atoms)]))
+    edges = np.unique(np.concatenate([distinct, _next(atoms)]))
+    return edges, _midpoints(edges)
+
+
+def _bins_of_values(values: Float32s) -> tuple[Float32s, Float32s]:
+    """A bin for each of a few distinct values, which decodes to it; what lies between goes to the nearest."""
+    low, high = values[:-1], values[1:]
+    middle = _middle(low, high)
+    inner = np.where(middle > low, middle, high)
+    return np.concatenate([values[:1], inner, _next(values[-1:])]), values
 
 
 def _next(values: Any) -> Any:
     return np.nextafter(values, np.float32(np.inf), dtype=np.float32)
 
 
+def _middle(low: Float32s, high: Float32s) -> Float32s:
+    return (low.astype(np.float64) / 2 + high.astype(np.float64) / 2).astype(np.float32)
+
+
 def _midpoints(edges: Float32s) -> Float32s:
     """Midpoints of adjacent edges; a bin with no float32 number between its edges takes its lower edge."""
     low, high = edges[:-1], edges[1:]
-    middle = (low.astype(np.float64) / 2 + high.astype(np.float64) / 2).astype(np.float32)
-    return np.where((middle >= low) & (middle < high), middle, low)
+    middle = _middle(low, high)
+    return np.where(middle < high, middle, low)

@@ -17,7 +17,7 @@ SECTIONS = ("planner", "evaluation", "resources", "tracking", "name")
 
 
 def find_checkpoint(target: str, uri: str) -> Path:
-    """The checkpoint folder that `target` means: itself, the best one of a model's folder, or an MLflow run's."""
+    """The checkpoint that `target` means: that folder, a model folder's best, or an MLflow run's."""
     path = Path(target)
     if (path / CHECKSUMS).is_file():
         return path.resolve()
@@ -25,7 +25,7 @@ def find_checkpoint(target: str, uri: str) -> Path:
         best = best_checkpoint(path)
         if best is None:
             raise UserError(
-                f"{path}: neither a checkpoint folder ({CHECKSUMS} is missing) nor a model's folder"
+                f"{path}: no checkpoint folder ({CHECKSUMS} is missing), and no model's"
             )
         return best.resolve()
     if "/" in target or target.startswith("."):
@@ -34,7 +34,7 @@ def find_checkpoint(target: str, uri: str) -> Path:
 
 
 def load_for_evaluation(path: Path, overrides: Sequence[str]) -> tuple[ExperimentConfig, DataSpec, int]:
-    """A checkpoint's experiment with `overrides`, its data spec and its training seed. Verifies the checkpoint."""
+    """A verified checkpoint's experiment with `overrides`, its data spec and its training seed."""
     checkpoint = load_checkpoint(path)
     settings = dict(checkpoint.experiment)
     seed = int(settings.pop("seed", 0))

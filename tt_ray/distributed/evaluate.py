@@ -1,4 +1,4 @@
-"""Scores of a planner, or of a baseline, on the pool of evaluation actors; finished episodes are kept on disk."""
+"""Scores of a planner or a baseline on the pool of evaluation actors; finished episodes are kept on disk."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def engine_slots(episodes: int, episodes_per_actor: int) -> int:
 
 
 class EpisodeFile:
-    """Finished episodes, one JSON line each, appended as they come; a torn last line is dropped on reading."""
+    """Finished episodes, one JSON line each, appended as they come; reading drops a torn last line."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "episodes.jsonl"
@@ -183,7 +183,7 @@ def evaluate(
     max_tries: int = 3,
     on_result: Callable[[EpisodeResult], None] | None = None,
 ) -> tuple[list[EpisodeResult], int]:
-    """Results of `seeds` in their order, and how many were in `folder` already; the others are run and added to it."""
+    """Results of `seeds` in order, and how many `folder` had already; the others are run and kept there."""
     file = EpisodeFile(folder)
     missing = [seed for seed in seeds if seed not in file.results]
 

@@ -1,7 +1,7 @@
 """Experiments from end to end: the stages in order, and MLflow's account of them.
 
-An experiment is one parent run with a child for each training seed. A child has the curves, the scores and the
-checkpoint of its model; the parent has the baselines, the table and the figure.
+An experiment is one parent run with a child for each training seed. A child has the curves, the scores and
+the checkpoint of its model; the parent has the baselines, the table and the figure.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Line:
         self.models: dict[int, Path] = {}
 
     def prepare_data(self) -> None:
-        """Collect the data set if the file says how and it is not there, read it, and check its environment."""
+        """Collect the data set if the file says how and it is missing, read it, and check its environment."""
         with self._timed("collect"):
             self._collect()
         with self._timed("tokens"):
@@ -274,13 +274,14 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def following(journal: Path, run: Run, update: Update) -> Iterator[None]:
-    """Pass on the curves that a training job writes to its journal, as they come, to `run` and a progress bar."""
+    """Pass on the curves in a training job's journal, as they come, to `run` and a progress bar."""
     finished = threading.Event()
     offset = 0
 
     def catch_up() -> None:
         nonlocal offset
-        for record, offset in read(journal, offset):
+        for record, end in read(journal, offset):
+            offset = end
             if "metrics" in record:
                 run.journal.append(record["metrics"], record["step"], record["time"])
                 loss = record["metrics"].get("train/loss")

@@ -41,10 +41,10 @@ def steps_done(folder: Path) -> int:
 def train_model(
     config: ExperimentConfig, tokens: Path, folder: Path, seed: int, allocation: Allocation
 ) -> None:
-    """Train the model of `seed` in `folder`, from its last checkpoint if it has one; returns once it is complete.
+    """Train the model of `seed` in `folder`, from its last checkpoint if it has one, to the end.
 
-    One worker runs the loop in this process, more of them under Ray Train. A worker that dies is replaced and all go
-    on from the last checkpoint, resources.max_failures times.
+    One worker runs the loop in this process, more of them under Ray Train. A worker that dies is replaced and
+    all go on from the last checkpoint, resources.max_failures times.
     """
     if is_trained(folder):
         return

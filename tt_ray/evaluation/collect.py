@@ -90,11 +90,12 @@ def collect(
     began = time.monotonic()
     identity = fingerprint("collect", to_dict(config))
     folder = WorkFolder(dataset_id, identity)
-    if not overwrite and dataset_folder(dataset_id).exists():
+    if check_new_id(dataset_id, overwrite=True).exists() and not overwrite:
         metadata = _collected_before(dataset_id, config, identity)
-        folder.remove()
+        if folder.path.exists():  # left by a crash after the data set was written, or in use
+            with suppress(UserError), folder:
+                folder.remove()
         return _report(dataset_id, metadata, time.monotonic() - began, reused=True)
-    check_new_id(dataset_id, overwrite)
     env = environment(config)
     with folder:
         policy = _learn(config, folder, map, progress).policy
@@ -172,7 +173,10 @@ def _references(environment: str, metadata: Mapping[str, Any]) -> tuple[float | 
 
 def _collected_before(dataset_id: str, config: CollectConfig, identity: str) -> dict[str, Any]:
     """Metadata of the data set that is there; `UserError` unless it was collected with the same settings."""
-    raw = MinariStorage.read_raw_metadata(dataset_folder(dataset_id) / "data")
+    try:
+        raw = MinariStorage.read_raw_metadata(dataset_folder(dataset_id) / "data")
+    except (OSError, ValueError) as error:
+        raise UserError(f"data set {dataset_id} exists, but is damaged: overwrite it ({error})") from error
     metadata = raw.get(OWN_METADATA, {}).get("metadata", {})
     if metadata.get("collect_fingerprint") == identity:
         return metadata

@@ -14,7 +14,7 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def return_figure(rows: Sequence[tuple[str, Sequence[float], Interval]], path: Path) -> None:
-    """Every episode's return as a dot, mean and interval as a bar, one line for each (label, returns, interval)."""
+    """Every episode's return as a dot, mean and interval as a bar; a row is (label, returns, interval)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

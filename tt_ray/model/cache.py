@@ -25,9 +25,9 @@ class SearchCache:
     """Keys, values and tokens of E searches that advance together, a token at a time.
 
     `open` gives the logits of the first action token. Each transition of the search is then
-    `extend_candidates` for its M action tokens and its reward token, `select`, and `extend_beams` for its value
-    token and the N observation tokens of the next one; after the last `select` comes `finish`. `window` and
-    `keep` are PlannerConfig's.
+    `extend_candidates` for its M action tokens and its reward token, `select`, and `extend_beams` for its
+    value token and the N observation tokens of the next one; after the last `select` comes `finish`. `window`
+    and `keep` are PlannerConfig's.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class SearchCache:
         return torch.cat([observation, whole], dim=-1).unflatten(-1, (self.horizon, self.layout.slots))
 
     def _forward(self, tokens: Tensor, index: int, tail: Tensor | None, suffix: Tensor) -> Tensor:
-        """Logits [E, B, n, V + 1] after tokens [E, B, n] at suffix place `index`; keeps their keys and values.
+        """Logits [E, B, n, V + 1] after tokens [E, B, n] at suffix place `index`, which they fill.
 
         With a tail, the new token is the tail's last place; without, n is 1 and it is the suffix's last.
         """
@@ -204,7 +204,7 @@ class SearchCache:
         self._update_visibility()
 
     def _update_visibility(self) -> None:
-        """Additive masks of prefix [E, 1, 1, 1, P] and suffix [E, 1, 1, 1, S]: none of a value or before start."""
+        """Additive masks [E, 1, 1, 1, P or S] of prefix and suffix: no value column, none before start."""
         hidden = (self.places < self.start[:, None]) | (self.slots == self.layout.value_slot)
         bias = torch.zeros(hidden.shape, dtype=self.prefix.dtype, device=hidden.device)
         bias = bias.masked_fill(hidden, float("-inf"))[:, None, None, None]

@@ -60,7 +60,8 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     try:
         _write_files(temporary, checkpoint, training_state)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            _remove(folder)
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -161,11 +162,13 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def prune_checkpoints(folder: Path) -> None:
-    """Keep the best and the last checkpoint, remove the others."""
+    """Keep the best and the last checkpoint, remove the others and what a killed process has left behind."""
     kept = {best_checkpoint(folder), last_checkpoint(folder)}
     for path in checkpoint_folders(folder):
         if path not in kept:
-            shutil.rmtree(path)
+            _remove(path)
+    for leftover in (folder / "checkpoints").glob(f".{STEP_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,6 +194,14 @@ def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name in ("ln1", "ln2", "mlp.0", "mlp.2"):
                 renamed[f"blocks.{i}.{name}.{part}"] = state[f"blocks.{i}.{name}.{part}"]
     return renamed
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint at once: whoever is killed half-way must not leave half of one under its name."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _validation_loss(folder: Path) -> float:

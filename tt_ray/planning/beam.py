@@ -127,7 +127,7 @@ class BeamSearch:
     def _observe(
         self, decoder: Decoder, value_tokens: Tensor, stopped: Tensor, uniforms: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Decode the next observation; logits [E, B, V + 1] of its first action token, and the stopped [E, B].
+        """Decode the next observation; logits [E, B, V + 1] of the action token after it, and who stopped.
 
         Only the first token may be the stop token: an episode ends between transitions.
         """

@@ -80,7 +80,7 @@ class PlanningEngine:
             raise ValueError(f"all {self.slots} slots are taken")
         self.rows[self.rows.index(None)] = episode
         past: deque[NDArray[np.int64]] = deque(maxlen=self.planner.max_context_transitions - 1)
-        self.live[episode] = Slot(episode, EpisodeStream(seed), observation, past)
+        self.live[episode] = Slot(episode, EpisodeStream(seed), np.array(observation), past)
 
     def remove(self, episode: int) -> None:
         """Free the episode's slot."""
@@ -102,7 +102,7 @@ class PlanningEngine:
         value = 0.0  # hidden from every query, so any value will do
         row = np.concatenate([slot.observation, action, [reward, value]]).astype(np.float32)
         slot.past.append(self.discretizer.encode(row).astype(np.int64))
-        slot.observation = next_observation
+        slot.observation = np.array(next_observation)  # an environment may write all into one array
 
     def search_plans(self, due: list[Slot]) -> Plans:
         """Search for the episodes `due`; row e of the result belongs to `rows[e]`, others mean nothing."""
@@ -133,7 +133,7 @@ class PlanningEngine:
         plans = self.search_plans(due)
         layout, steps = self.layout, self.planner.plan_every
         best = plans.tokens[:, 0, :steps, layout.observation_dim : layout.reward_slot].cpu().numpy()
-        # Where a plan stops early its actions end and the next decision plans anew; until it is cut off there,
+        # Where a plan stops early its actions end and the next decision plans anew; until they are cut off,
         # any bin may stand for the stop token.
         actions = self.discretizer.decode(np.minimum(best, layout.num_bins - 1), first=layout.observation_dim)
         for slot in due:

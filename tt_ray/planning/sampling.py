@@ -46,7 +46,7 @@ def sample(
 class EpisodeStream:
     """Uniform numbers of one episode: a counter-based stream, addressed by decision.
 
-    Philox keyed by the episode's seed, its counter set by the decision, so that an episode's numbers depend on
+    Philox keyed by the episode's seed, its counter set by the decision: what an episode draws depends on
     nothing else.
     """
 

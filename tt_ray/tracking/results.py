@@ -42,7 +42,7 @@ def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
 
 
 def download_checkpoint(run_id: str, uri: str) -> Path:
-    """The checkpoint folder of an MLflow run: where it was written if that is here, else its artifact, downloaded.
+    """An MLflow run's checkpoint folder: where it was written if that is here, else its artifact, downloaded.
 
     `UserError` when there is no such run, or it has no checkpoint.
     """
