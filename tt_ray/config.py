@@ -223,16 +223,19 @@ class CollectConfig:
     step_size: float = 0.02
     noise: float = 0.03
     """Standard deviation of a direction's entries."""
+    action_noise: float = 0.0
+    """Standard deviation of normal noise on every recorded action, in halves of the action range."""
     alive_bonus: float = 0.0
     """Taken off every step's reward while learning (Hopper pays 1 for being upright); the record keeps it."""
     max_steps: int | None = None
     """Cut an episode after so many steps; None: the environment's own limit."""
     final_episodes: int = 20
-    """Episodes of the final policy, recorded last."""
+    """Episodes that the final policy is scored on; they are no part of the data set."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _at_least(1, "collect", self, "steps directions top_directions final_episodes max_steps")
+        _at_least(0, "collect", self, "action_noise")
         _positive("collect", self, "step_size noise")
         many = f"{self.top_directions} is more than collect.directions = {self.directions}"
         require(self.top_directions <= self.directions, "collect.top_directions", many)
@@ -295,6 +298,9 @@ class ExperimentConfig:
         require(len(set(self.seeds)) == len(self.seeds), "seeds", "names a seed twice")
         require(all(seed >= 0 for seed in self.seeds), "seeds", "must not be negative")
         self.planner.resolve_window(self.model.context_transitions)
+        workers, batch = self.resources.workers, self.training.batch_size
+        few = f"{batch} windows cannot be shared by resources.workers = {workers}: raise it, or lower that"
+        require(workers == "auto" or batch >= workers, "training.batch_size", few)
         if self.dataset.terminal_penalty is not None:
             require(
                 self.discretizer.num_bins >= 4,

@@ -75,7 +75,7 @@ def test_the_penalty_replaces_the_last_reward_of_real_terminations_only() -> Non
 
 @pytest.mark.parametrize("penalty", [None, -100.0])
 def test_tokens_decode_to_the_transitions(penalty: float | None) -> None:
-    """With fewer rows than quantile bins every value has its own bin, so that decoding shows what was encoded."""
+    """With fewer rows than quantile bins every value has its own bin: decoding shows what was encoded."""
     episodes = make_episodes([[1.0, 2.0, 3.0], [5.0, 7.0]], [True, False])
     dataset = DatasetConfig(id="toy", discount=0.5, terminal_penalty=penalty)
     tokens, bins, layout = fit_tokens(episodes, dataset, DiscretizerConfig(num_bins=20))

@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from tt_ray.cli.data import data_app
-from tt_ray.cli.view import Bars, console, errors, plain_table, result_table, times_table
+from tt_ray.cli.view import Bars, console, errors, plain_table, result_table, runs_table, times_table
 from tt_ray.config import ExperimentConfig
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import load_experiment
 
 if TYPE_CHECKING:
+    from tt_ray.distributed.experiment import Outcome
     from tt_ray.distributed.line import Line
     from tt_ray.tracking import MlflowTracker
+
+INTERRUPTED = 130  # typer's exit code after Ctrl-C, as shells count it
 
 app = typer.Typer(
     help="Trajectory Transformer experiments on Ray, logged to MLflow.",
@@ -43,15 +46,29 @@ def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2, never a traceback."""
     logging.basicConfig(format="tt-ray: %(message)s", level=logging.WARNING)
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
     except UserError as error:
-        errors.print(
-            f"tt-ray: error: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        _refuse(str(error))
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        advice = f" (see `{context.command_path} -h`)" if context else ""
+        _refuse(error.format_message() and f"{error.format_message().rstrip('.')}{advice}")
+    except OSError as error:  # a full disk, a file that may not be written
+        _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    if code == INTERRUPTED:
+        again = (
+            "the same command with --resume" if sys.argv[1:2] in (["run"], ["train"]) else "the same command"
         )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("tt-ray: interrupted; the same command with --resume goes on from here", soft_wrap=True)
-        sys.exit(130)
+        errors.print(f"tt-ray: interrupted; {again} goes on from here", soft_wrap=True, highlight=False)
+    sys.exit(code)
+
+
+def _refuse(message: str) -> NoReturn:
+    """Say what is wrong, in one line; exit code 2. Nothing to say: help has been shown in its place."""
+    if message:
+        line = f"tt-ray: error: {' '.join(message.split())}"
+        errors.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
 
 
 @app.command()
@@ -60,11 +77,11 @@ def run(file: File, overrides: Overrides = None, resume: Resume = False) -> None
     from tt_ray.distributed.experiment import run_experiment
 
     started = time.perf_counter()
-    config = load_experiment(file, overrides or [])
-    with _session(config, resume) as (line, tracker):
+    line = _checked_line(load_experiment(file, overrides or []), resume)
+    with _session(line, resume) as tracker:
         outcome = run_experiment(line, tracker, resume)
-    console.print(result_table(outcome.rows, config.evaluation.confidence))
-    _show_end(line.seconds, line.reused, started, outcome.folder)
+    console.print(result_table(outcome.rows, line.config.evaluation.confidence))
+    _show_end(line, outcome, started)
 
 
 @app.command()
@@ -74,17 +91,17 @@ def train(file: File, overrides: Overrides = None, resume: Resume = False) -> No
     from tt_ray.model.checkpoint import load_checkpoint
 
     started = time.perf_counter()
-    config = load_experiment(file, overrides or [])
-    with _session(config, resume) as (line, tracker):
+    line = _checked_line(load_experiment(file, overrides or []), resume)
+    with _session(line, resume) as tracker:
         outcome = train_experiment(line, tracker, resume)
     rows = []
     for seed, path in outcome.checkpoints.items():
         checkpoint = load_checkpoint(path)
         losses = [checkpoint.metrics.get(f"val/loss{part}", float("nan")) for part in _LOSS_PARTS]
-        rows.append([seed, checkpoint.step, *losses, str(path)])
-    columns = ["seed", "best step", "val loss", "observation", "action", "reward", "value", "checkpoint"]
+        rows.append([seed, checkpoint.step, *losses])
+    columns = ["seed", "best step", "val loss", "observation", "action", "reward", "value"]
     console.print(plain_table(columns, rows, "Models"))
-    _show_end(line.seconds, line.reused, started, outcome.folder)
+    _show_end(line, outcome, started)
 
 
 _LOSS_PARTS = ("", "_observation", "_action", "_reward", "_value")
@@ -96,17 +113,20 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score the planner of a trained model; needs the environment, not the data set."""
-    from tt_ray.distributed.checkpoints import find_checkpoint, load_for_evaluation
+    from tt_ray.distributed.checkpoints import find_folder, load_for_evaluation
     from tt_ray.distributed.experiment import evaluate_experiment
+    from tt_ray.distributed.line import Line
+    from tt_ray.tracking import download_checkpoint
 
     started = time.perf_counter()
-    uri = _connect(None)
-    path = find_checkpoint(target, uri)
+    path = find_folder(target) or download_checkpoint(target, _connect(None, must_exist=True))
     config, spec, seed = load_for_evaluation(path, overrides or [])
-    with _session(config, resume=False) as (line, tracker):
-        outcome = evaluate_experiment(line, tracker, path, spec, seed)
+    line = Line(config, Bars())
+    line.use(spec)
+    with _session(line, resume=False) as tracker:
+        outcome = evaluate_experiment(line, tracker, path, seed)
     console.print(result_table(outcome.rows, config.evaluation.confidence))
-    _show_end(line.seconds, line.reused, started, outcome.folder)
+    _show_end(line, outcome, started)
 
 
 @app.command()
@@ -117,47 +137,55 @@ def results(
     """The table of an experiment's runs, read from MLflow."""
     from tt_ray.tracking import results_table
 
-    frame = results_table(name, _connect(None))
+    frame = results_table(name, _connect(None, must_exist=True))
     if csv is not None:
         frame.to_csv(csv)
-    shown = frame.reset_index().rename(columns={"run_id": "run id"})
-    console.print(plain_table(list(shown.columns), _cells(shown.to_numpy().tolist()), name))
+    console.print(runs_table(frame, name))
 
 
-def _cells(rows: Sequence[Sequence[object]]) -> list[list[object]]:
-    """Missing values as empty cells."""
-    return [["" if cell is None or cell != cell else cell for cell in row] for row in rows]
+def _checked_line(config: ExperimentConfig, resume: bool) -> Line:
+    """The line of stages; what can be refused is refused here, before anything is started or written."""
+    from tt_ray.distributed.line import Line
+
+    line = Line(config, Bars())
+    line.check(resume)
+    return line
 
 
 @contextmanager
-def _session(config: ExperimentConfig, resume: bool) -> Iterator[tuple[Line, MlflowTracker]]:
-    """MLflow checked, Ray up, and the line of stages ready, for the duration of a block."""
+def _session(line: Line, resume: bool) -> Iterator[MlflowTracker]:
+    """MLflow checked, and Ray up for the line's stages, for the duration of a block."""
     from tt_ray.distributed import cluster
-    from tt_ray.distributed.line import Line, writable
+    from tt_ray.distributed.line import writable
     from tt_ray.tracking import MlflowTracker, send_leftovers
 
+    config = line.config
     uri = _connect(config.tracking.uri)
     storage = writable(Path(config.resources.storage))
     if resume and (sent := send_leftovers(storage, uri)):
         console.print(f"sent what {sent} earlier runs had not been able to send to MLflow")
     with ExitStack() as stack:
         with console.status("starting Ray"):
-            allocation = stack.enter_context(cluster.connect(config.resources))
-        yield Line(config, allocation, Bars()), MlflowTracker(uri, config.tracking.experiment or config.name)
+            line.allocation = stack.enter_context(cluster.connect(config.resources))
+        yield MlflowTracker(uri, config.tracking.experiment or config.name)
 
 
-def _connect(uri: str | None) -> str:
+def _connect(uri: str | None, must_exist: bool = False) -> str:
     from tt_ray.tracking import connect
 
-    return connect(uri)
+    return connect(uri, must_exist=must_exist)
 
 
-def _show_end(seconds: dict[str, float], reused: list[str], started: float, folder: Path) -> None:
+def _show_end(line: Line, outcome: Outcome, started: float) -> None:
     """Times, and where to look next."""
-    seconds = {**seconds, "start-up and logging": time.perf_counter() - started - sum(seconds.values())}
-    console.print(times_table(seconds, reused))
-    console.print(f"tables and figures: {folder}", soft_wrap=True, highlight=False)
-    console.print(f"MLflow UI:          {_ui_command()}", soft_wrap=True, highlight=False)
+    elsewhere = time.perf_counter() - started - sum(line.seconds.values())
+    console.print(times_table({**line.seconds, "start-up and logging": elsewhere}))
+    console.print()
+    places = [("reused", ", ".join(line.reused))] if line.reused else []
+    places += [(f"model, seed {seed}", str(path)) for seed, path in outcome.checkpoints.items()]
+    places += [("tables and figures", str(outcome.folder)), ("MLflow UI", _ui_command())]
+    for title, place in places:
+        console.print(f"{title + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _ui_command() -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import DownloadColumn, Progress
+from rich.table import Table
 
 from tt_ray.cli.view import Bars, console, plain_table
-from tt_ray.config import ExperimentConfig
+from tt_ray.config import CollectConfig, ExperimentConfig
+from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict, load_experiment
+
+if TYPE_CHECKING:
+    from tt_ray.data.minari_sets import DatasetInfo
 
 data_app = typer.Typer(help="List, show, download, collect and import data sets.", no_args_is_help=True)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that id.")]
@@ -22,25 +28,37 @@ def list_command() -> None:
     from tt_ray.data.minari_folder import datasets_root
     from tt_ray.data.minari_sets import list_datasets
 
+    if found := list_datasets():
+        console.print(_sets_table(found, f"Data sets in {datasets_root()}"))
+    else:
+        console.print(
+            f"no data sets in {datasets_root()}: `tt-ray data collect ENV` makes one", soft_wrap=True
+        )
+
+
+def _sets_table(sets: Sequence[DatasetInfo], title: str) -> Table:
+    """A line for each data set; in place of the environment, why one cannot be used."""
+    columns = ["id", "environment", "episodes", "steps", "MB", "reference scores"]
     rows = [
         [
             info.id,
             info.environment if info.problem is None else info.problem,
             info.episodes,
             info.steps,
-            info.format,
             round(info.size_mb, 1),
             "" if info.ref_min_score is None else f"{info.ref_min_score:.4g} to {info.ref_max_score:.5g}",
         ]
-        for info in list_datasets()
+        for info in sets
     ]
-    columns = ["id", "environment", "episodes", "steps", "format", "MB", "reference scores"]
-    if rows:
-        console.print(plain_table(columns, rows, f"Data sets in {datasets_root()}"))
-    else:
-        console.print(
-            f"no data sets in {datasets_root()}: `tt-ray data collect ENV` makes one", soft_wrap=True
-        )
+    return plain_table(columns, rows, title)
+
+
+def _show_made(dataset: str) -> None:
+    """The data set that a command has made, and how to look at it."""
+    from tt_ray.data.minari_sets import list_datasets
+
+    console.print(_sets_table([info for info in list_datasets() if info.id == dataset], "Data set"))
+    console.print(f"look at it with `tt-ray data show {dataset}`", soft_wrap=True)
 
 
 @data_app.command()
@@ -73,7 +91,7 @@ def show(dataset: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     console.print(plain_table(["", "value"], facts, dataset))
     columns = ["column", "min", "max", "mean", "std", "distinct"]
     rows = [[c.name, c.minimum, c.maximum, c.mean, c.std, c.distinct] for c in found.columns]
-    console.print(plain_table(columns, rows))
+    console.print(plain_table(columns, rows, "Columns"))
 
 
 @data_app.command()
@@ -92,7 +110,7 @@ def download(dataset: Annotated[str, typer.Argument(metavar="ID")], overwrite: O
             found = d4rl.download(
                 dataset, lambda done, total: bar.update(task, completed=done, total=total), overwrite
             )
-    console.print(f"ready: {found}; look at it with `tt-ray data show {found}`")
+    _show_made(found)
 
 
 @data_app.command()
@@ -103,13 +121,15 @@ def collect(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a data set: learn linear policies by random search on Ray actors and record the whole history."""
+    from tt_ray.data.minari_folder import check_new_id
     from tt_ray.distributed import cluster
     from tt_ray.distributed.collect import ActorMap
     from tt_ray.evaluation.collect import collect as collect_dataset
+    from tt_ray.evaluation.environments import make_environment
 
-    config = _collect_config(environment, overrides or [], dataset)
-    settings = config.collect
-    assert settings is not None
+    config, settings = _collect_config(environment, overrides or [], dataset)
+    check_new_id(config.dataset.id, overwrite=True)
+    make_environment({"id": settings.environment}).close()  # before Ray starts
     with (
         cluster.connect(config.resources) as allocation,
         Bars().stage(f"collecting {config.dataset.id}", settings.steps) as update,
@@ -147,10 +167,12 @@ def import_command(
     made = d4rl.import_file(
         file, dataset, environment, overwrite=overwrite, make=lambda name: make_environment({"id": name})
     )
-    console.print(f"ready: {made}; look at it with `tt-ray data show {made}`")
+    _show_made(made)
 
 
-def _collect_config(environment: str, overrides: list[str], dataset: str | None) -> ExperimentConfig:
+def _collect_config(
+    environment: str, overrides: list[str], dataset: str | None
+) -> tuple[ExperimentConfig, CollectConfig]:
     """The settings of a `collect` command, from a file's section or from the defaults."""
     if environment.endswith((".yaml", ".yml")):
         config = load_experiment(environment, [f"collect.{text}" for text in overrides])
@@ -163,4 +185,6 @@ def _collect_config(environment: str, overrides: list[str], dataset: str | None)
         config = apply_overrides(config, [f"collect.{text}" for text in overrides], ["collect"])
     if dataset is not None:
         config = apply_overrides(config, [f"dataset.id={dataset}"], ["dataset"])
-    return config
+    if config.collect is None:
+        raise UserError(f"{environment}: collect: this section is missing; it has at least an environment")
+    return config, config.collect

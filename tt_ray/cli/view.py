@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,11 +21,17 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tt_ray.distributed.evaluate import Row
     from tt_ray.distributed.line import Update
 
+LOG_WIDTH = 120  # characters of a line where there is no terminal to ask
+
 console = Console()
 errors = Console(stderr=True)
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = LOG_WIDTH
 
 
 class Bars:
@@ -67,37 +76,98 @@ class Lines:
 
 
 def result_table(rows: Sequence[Row], confidence: float) -> Table:
-    """Returns and normalised scores with their intervals, a line for each policy."""
-    percent = f"{100 * confidence:.0f} % interval"
-    table = Table(title="Results")
-    table.add_column("policy", no_wrap=True)
-    for title in ("seed", "episodes", "return", percent, "score", percent, "length", "decisions/s"):
+    """Returns and normalised scores with their intervals, a line for each policy (and training seed)."""
+    table = _table("Results")
+    several = len({row.seed for row in rows} - {None}) > 1
+    table.add_column("policy", max_width=max(15, console.width - 65))  # the numbers seldom need more than 65
+    for title in ("episodes", *(f"{name} [{100 * confidence:.0f} %]" for name in ("return", "score"))):
+        table.add_column(title, justify="right")
+    for title in ("length", "dec./s"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row.cells(), style="bold" if row.policy == "planner" else None)
+        summary, speed = row.summary, row.speed().get("speed/decisions_per_second")
+        score = summary.score
+        cells = [
+            f"{row.policy}, seed {row.seed}" if several and row.seed is not None else row.policy,
+            str(summary.episodes),
+            _interval(summary.returns.value, summary.returns.low, summary.returns.high),
+            _interval(score.value, score.low, score.high) if score is not None else "-",
+            f"{summary.length_mean:.0f}" if summary.length_mean else "-",
+            f"{speed:.1f}" if speed else "-",
+        ]
+        table.add_row(*cells, style="bold" if row.policy == "planner" else None)
     return table
 
 
-def times_table(seconds: Mapping[str, float], reused: Sequence[str]) -> Table:
-    """How long each stage took, and what was there already."""
-    table = Table(title="Time")
+def runs_table(frame: pd.DataFrame, title: str) -> Table:
+    """An experiment's MLflow runs, as `tracking.results_table` gives them, children set in under parents."""
+    from tt_ray.tracking.results import METRICS
+
+    table = _table(title)
+    table.add_column("run id", no_wrap=True)
+    table.add_column("run", min_width=9)
+    for column in ("score [interval]", "return", "val loss"):
+        table.add_column(column, justify="right")
+    further = [column for column in frame.columns[4:] if column not in METRICS]
+    for column in further:
+        table.add_column(column)
+    for run_id, run in frame.iterrows():
+        score = _interval(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
+        numbers = [_number(run["return/mean"]), _number(run["val/loss"])]
+        status = "" if run["status"] == "FINISHED" else f" ({run['status'].lower()})"
+        name = f"{'  ' if run['parent'] else ''}{run['run']}{status}"
+        params = [_text(run[column]) for column in further]
+        table.add_row(*map(escape, [str(run_id), name, score, *numbers, *params]))
+    return table
+
+
+def _table(title: str | None) -> Table:
+    """An empty table, narrow enough for a terminal of 80 columns; what does not fit is wrapped, never cut."""
+    return Table(
+        title=title and f"\n{title}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def _text(cell: Any) -> str:
+    """A cell as text; empty for None and NaN."""
+    if cell is None or cell != cell:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]" if value == value else ""
+
+
+def _number(value: float) -> str:
+    """Three figures, or all before the point; nothing where there is no number."""
+    decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{decimals}f}" if value == value else ""
+
+
+def times_table(seconds: Mapping[str, float]) -> Table:
+    """How long each stage took."""
+    table = _table("Time")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
     for stage, value in seconds.items():
         table.add_row(stage, f"{value:.1f}")
     table.add_section()
     table.add_row("total", f"{sum(seconds.values()):.1f}")
-    if reused:
-        table.caption = "reused: " + ", ".join(reused)
     return table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
     """A table of anything; numbers to the right."""
-    table = Table(title=title)
+    table = _table(title)
     for i, column in enumerate(columns):
         numbers = all(isinstance(row[i], int | float) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(escape(_text(cell)) for cell in row))
     return table

@@ -31,6 +31,8 @@ class DataSpec:
     """Mean return of the reference expert: normalised score 100."""
     fingerprint: str
     """Hash of the arrays, before any cropping."""
+    cropped: bool = False
+    """Whether `dataset.observation_dims` left out some of the environment's observation dimensions."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""

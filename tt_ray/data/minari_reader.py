@@ -184,6 +184,7 @@ def _data_spec(dataset_id: str, storage: MinariStorage, observation_dim: int, fi
         environment=environment,
         observation_keys=observation_keys(storage.observation_space),
         observation_dim=observation_dim,
+        cropped=observation_dim < sum(size for _, size in observation_leaves(storage.observation_space)),
         action_dim=math.prod(space.shape),
         action_low=tuple(map(float, space.low.ravel())),
         action_high=tuple(map(float, space.high.ravel())),

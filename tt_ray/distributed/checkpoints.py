@@ -10,33 +10,39 @@ from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict
 from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint, load_checkpoint
-from tt_ray.tracking import download_checkpoint
 
 SECTIONS = ("planner", "evaluation", "resources", "tracking", "name")
 """What `evaluate` may change: the model and its data are as they were trained."""
 
 
-def find_checkpoint(target: str, uri: str) -> Path:
-    """The checkpoint that `target` means: that folder, a model folder's best, or an MLflow run's."""
+def find_folder(target: str) -> Path | None:
+    """The checkpoint folder that `target` means, itself or a model folder's best; None if it is no path."""
     path = Path(target)
     if (path / CHECKSUMS).is_file():
         return path.resolve()
     if path.is_dir():
         best = best_checkpoint(path)
         if best is None:
-            raise UserError(
-                f"{path}: no checkpoint folder ({CHECKSUMS} is missing), and no model's"
-            )
+            raise UserError(f"{path}: no checkpoint folder ({CHECKSUMS} is missing), and no model's")
         return best.resolve()
+    if path.exists():
+        raise UserError(f"{path}: is a file, not a checkpoint folder")
     if "/" in target or target.startswith("."):
         raise UserError(f"{target}: no such folder")
-    return download_checkpoint(target, uri)
+    return None
 
 
 def load_for_evaluation(path: Path, overrides: Sequence[str]) -> tuple[ExperimentConfig, DataSpec, int]:
-    """A verified checkpoint's experiment with `overrides`, its data spec and its training seed."""
+    """A verified checkpoint's experiment with `overrides`, its data spec and its training seed.
+
+    Where it was trained does not count: storage, workers and tracking store are this machine's. Only the
+    episodes of an actor stay, since the batch's shape is part of the result.
+    """
     checkpoint = load_checkpoint(path)
     settings = dict(checkpoint.experiment)
     seed = int(settings.pop("seed", 0))
-    config = experiment_from_dict({**settings, "seeds": [seed]}, source=str(path / "config.json"))
+    resources, tracking = settings.get("resources", {}), settings.get("tracking", {})
+    slots = {key: value for key, value in resources.items() if key == "episodes_per_actor"}
+    here = {"seeds": [seed], "resources": slots, "tracking": {**tracking, "uri": None}}
+    config = experiment_from_dict({**settings, **here}, source=str(path / "config.json"))
     return apply_overrides(config, overrides, SECTIONS), checkpoint.spec, seed

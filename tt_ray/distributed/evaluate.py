@@ -98,10 +98,19 @@ class Row:
         return [result.episode_return for result in self.results]
 
     def speed(self) -> dict[str, float]:
-        """Decisions a second of one actor, over all its slots; empty where next to nothing was planned."""
+        """One actor's decisions a second over all its slots, and a decision's latency in milliseconds.
+
+        The latency percentiles are means over the episodes' own. Empty where next to nothing was planned.
+        """
         planning = sum(result.planning_seconds for result in self.results)
         decisions = sum(result.decisions for result in self.results)
-        return {"speed/decisions_per_second": decisions / planning} if decisions and planning > 0.1 else {}
+        if not decisions or planning < 0.1:
+            return {}
+        return {
+            "speed/decisions_per_second": decisions / planning,
+            "speed/latency_p50_ms": 1000 * float(np.mean([result.latency_p50 for result in self.results])),
+            "speed/latency_p95_ms": 1000 * float(np.mean([result.latency_p95 for result in self.results])),
+        }
 
     def cells(self) -> list[str]:
         """The row as text: policy, seed, episodes, return, interval, score, interval, length, decisions/s."""
@@ -127,7 +136,7 @@ def spec_environment(spec: DataSpec, max_steps: int | None = None) -> gym.Env:
     return make_environment(
         spec.environment,
         observation_keys=spec.observation_keys,
-        observation_dim=spec.observation_dim,
+        observation_dim=spec.observation_dim if spec.cropped else None,
         max_steps=max_steps,
     )
 

@@ -6,6 +6,8 @@ the checkpoint of its model; the parent has the baselines, the table and the fig
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,16 +15,17 @@ import numpy as np
 import pandas as pd
 
 from tt_ray.config import ExperimentConfig, fingerprint, to_dict
-from tt_ray.data.episodes import DataSpec
 from tt_ray.distributed.evaluate import Row
 from tt_ray.distributed.line import Line, checkpoint_identity
 from tt_ray.evaluation.figures import return_figure
 from tt_ray.evaluation.scores import aggregate_interval
 from tt_ray.experiment_file import dump_yaml
+from tt_ray.locks import exclusive
 from tt_ray.tracking import Run, Tracker, provenance_tags
 
 PLANNER = "planner"
 GREEDY = "greedy decoding"
+RUNNING = "another command is running this experiment"
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ def train_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
     return Outcome([], checkpoints, run_folder(line))
 
 
-def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, spec: DataSpec, seed: int) -> Outcome:
-    """Episodes of the planner on one checkpoint, as a run of its own."""
-    line.use(spec)
+def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: int) -> Outcome:
+    """Episodes of the planner on one checkpoint, as a run of its own; the line has its spec (`Line.use`)."""
     identity = fingerprint("evaluate", checkpoint_identity(checkpoint), to_dict(line.config))
     folder = line.storage / "trials" / identity
     tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
     name = f"{line.config.name} seed {seed} evaluate"
-    with tracker.start(name, folder, params=_params(line.config, seed), tags=tags) as run:
+    params = _params(line.config, seed)
+    with exclusive(folder, RUNNING), tracker.start(name, folder, params=params, tags=tags) as run:
         row = line.evaluate_planner(checkpoint, line.config.planner, PLANNER, seed)
         _log_scores(row, run, line.config.training.steps)
         _write_tables([row], folder)
@@ -91,21 +94,30 @@ def run_folder(line: Line) -> Path:
     )
 
 
-def start_parent(line: Line, tracker: Tracker) -> Run:
-    """Start or continue the experiment's parent run."""
+@contextmanager
+def start_parent(line: Line, tracker: Tracker) -> Iterator[Run]:
+    """The experiment's parent run, started or continued, for the duration of a block."""
     tags = {**provenance_tags(), "question": line.config.question}
-    return tracker.start(line.config.name, run_folder(line), params=to_dict(line.config), tags=tags)
+    with (
+        exclusive(run_folder(line), RUNNING),
+        tracker.start(line.config.name, run_folder(line), params=to_dict(line.config), tags=tags) as run,
+    ):
+        yield run
 
 
-def start_trial(line: Line, tracker: Tracker, seed: int, parent: Run) -> Run:
-    """Start or continue the run of one training seed under `parent`."""
+@contextmanager
+def start_trial(line: Line, tracker: Tracker, seed: int, parent: Run) -> Iterator[Run]:
+    """The run of one training seed under `parent`, started or continued, for the duration of a block."""
     config = line.config
     folder = line.storage / "trials" / fingerprint("trial", to_dict(replace(config, seeds=(seed,))))
-    name, tags = f"{config.name} seed {seed}", provenance_tags(seed)
-    run = tracker.start(name, folder, params=_params(config, seed), tags=tags, parent=parent.identity)
+    name, params, tags = f"{config.name} seed {seed}", _params(config, seed), provenance_tags(seed)
     profile = {"episodes": len(line.episodes), "transitions": int(line.episodes.offsets[-1])}
-    run.log_dataset(line.spec.dataset_id, line.spec.dataset_id, line.spec.fingerprint, profile)
-    return run
+    with (
+        exclusive(folder, RUNNING),
+        tracker.start(name, folder, params=params, tags=tags, parent=parent.identity) as run,
+    ):
+        run.log_dataset(line.spec.dataset_id, line.spec.dataset_id, line.spec.fingerprint, profile)
+        yield run
 
 
 def _params(config: ExperimentConfig, seed: int) -> dict[str, object]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
@@ -43,13 +42,17 @@ from tt_ray.distributed.evaluate import (
 from tt_ray.distributed.train import is_trained, steps_done, train_model
 from tt_ray.errors import UserError
 from tt_ray.evaluation.collect import collect
+from tt_ray.evaluation.random_search import environment
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.evaluation.scores import summarize, with_scores
+from tt_ray.locks import exclusive
 from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint
 from tt_ray.tracking import Run, read
 
 Update = Callable[[int, str], None]
 """`update(done, message)` of a stage under way."""
+
+TRAINING = "another process is training this model"
 
 
 class Progress(Protocol):
@@ -63,8 +66,9 @@ class Progress(Protocol):
 class Line:
     """One experiment under way: its folders, its Ray allocation, and how long each stage took."""
 
-    def __init__(self, config: ExperimentConfig, allocation: Allocation, progress: Progress) -> None:
-        self.config, self.allocation, self.progress = config, allocation, progress
+    def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
+        self.config, self.progress = config, progress
+        self.allocation: Allocation  # once Ray is up
         self.storage = Path(config.resources.storage).resolve()
         self.seconds: dict[str, float] = {}
         self.reused: list[str] = []
@@ -73,22 +77,29 @@ class Line:
         self.tokens: Path
         self.models: dict[int, Path] = {}
 
+    def check(self, resume: bool) -> None:
+        """`UserError` for all that can be known before anything is started or written."""
+        config, dataset_id = self.config.collect, resolve_id(self.config.dataset.id)
+        if config is not None and not dataset_folder(dataset_id).exists():
+            environment(config).close()
+            return
+        if config is not None:
+            collect(dataset_id, config)  # it is there: this only refuses one that was made otherwise
+            self.reused.append("data set")
+        self._read()
+        self.check_resume(resume)
+
     def prepare_data(self) -> None:
-        """Collect the data set if the file says how and it is missing, read it, and check its environment."""
-        with self._timed("collect"):
-            self._collect()
+        """Collect the data set where that is still to do, read it unless `check` has, and make its tokens."""
+        if not self.models:
+            with self._timed("collect"):
+                self._collect()
+            self._read()
         with self._timed("tokens"):
-            self.episodes = load_episodes(self.config.dataset.id, self.config.dataset.observation_dims)
-            self.use(self.episodes.spec)
-            identity = tokens_fingerprint(self.config, self.spec.fingerprint)
-            self.tokens = self.storage / "tokens" / identity
             if self.tokens.exists():
                 self.reused.append("tokens")
             else:
                 TokenSet.build(self.episodes, self.config.dataset, self.config.discretizer).save(self.tokens)
-            for seed in self.config.seeds:
-                model = model_fingerprint(self.config, identity, seed)
-                self.models[seed] = self.storage / "models" / model
 
     def use(self, spec: DataSpec) -> None:
         """Evaluate in the environment of `spec`; `UserError` unless it can be made here and fits."""
@@ -98,8 +109,11 @@ class Line:
     def check_resume(self, resume: bool) -> None:
         """`UserError` when a model was begun and the user has not said to go on with it."""
         for seed, folder in self.models.items():
-            done = steps_done(folder)
-            if done and not is_trained(folder) and not resume:
+            if is_trained(folder) or not folder.exists():
+                continue
+            with exclusive(folder, TRAINING):
+                done = steps_done(folder)
+            if done and not resume:
                 raise UserError(
                     f"{folder}: training of seed {seed} stopped after {done} of {self.config.training.steps} "
                     "steps; add --resume to go on from there, or remove the folder to begin again"
@@ -115,7 +129,7 @@ class Line:
         with (
             self._timed("training"),
             self.progress.stage(title, steps) as update,
-            exclusive(folder),
+            exclusive(folder, TRAINING),
             following(folder / "journal.jsonl", run, update),
         ):
             train_model(self.config, self.tokens, folder, seed, self.allocation)
@@ -155,12 +169,21 @@ class Line:
         settings = {**vars(GREEDY), "max_context_transitions": context}
         return PlannerConfig(**settings)
 
+    def _read(self) -> None:
+        """The data set, its environment checked, and where its tokens and models belong."""
+        with self._timed("tokens"):
+            self.episodes = load_episodes(self.config.dataset.id, self.config.dataset.observation_dims)
+            self.use(self.episodes.spec)
+        identity = tokens_fingerprint(self.config, self.spec.fingerprint)
+        self.tokens = self.storage / "tokens" / identity
+        for seed in self.config.seeds:
+            self.models[seed] = self.storage / "models" / model_fingerprint(self.config, identity, seed)
+
     def _collect(self) -> None:
         config = self.config.collect
         dataset_id = resolve_id(self.config.dataset.id)
         if config is None:
             return
-        known = dataset_folder(dataset_id).exists()
         with (
             self.progress.stage(f"collecting {dataset_id}", config.steps) as update,
             ActorMap(
@@ -168,8 +191,6 @@ class Line:
             ) as pool,
         ):
             collect(dataset_id, config, map=pool, progress=lambda done, _, message: update(done, message))
-        if known:
-            self.reused.append("data set")
 
     def _evaluate(
         self,
@@ -254,22 +275,6 @@ def writable(storage: Path) -> Path:
     except OSError as error:
         raise UserError(f"resources.storage: cannot write in {storage}: {error.strerror}") from error
     return storage
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a model's folder against other processes; the lock goes with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: another process is training this model") from error
-        yield
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from tt_ray.data.token_store import TokenSet
 from tt_ray.distributed.cluster import Allocation, offer
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import experiment_from_dict
-from tt_ray.model.checkpoint import last_checkpoint
+from tt_ray.model.checkpoint import last_checkpoint, prune_checkpoints
 from tt_ray.tracking import Journal
 from tt_ray.training.job import make_job
 from tt_ray.training.loop import Workers, fit
 
 COMPLETE = "complete.json"
+RAY = "ray"  # Ray Train's own folder; nothing of ours is in there
 
 # Ray Train's own lines would bury the progress bar; its one known false alarm comes from the watcher.
 _QUIET = {
@@ -55,10 +57,14 @@ def train_model(
         "seed": seed,
         "cuda": allocation.gpus_per_worker > 0,
     }
-    if allocation.workers == 1 and not offer().gpus:
+    if steps_done(folder) == config.training.steps:
+        pass  # killed after the last step
+    elif allocation.workers == 1 and not offer().gpus:
         _train(settings, Workers(), "cpu")
     else:
         _train_with_ray(settings, allocation, config.resources.max_failures)
+    prune_checkpoints(folder)  # what a kill during or after the last checkpoint has left
+    shutil.rmtree(folder / RAY, ignore_errors=True)
     temporary = folder / f".{COMPLETE}"
     temporary.write_text(json.dumps({"steps": config.training.steps}))
     os.replace(temporary, folder / COMPLETE)
@@ -76,10 +82,14 @@ def _train_with_ray(settings: dict[str, Any], allocation: Allocation, max_failur
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ray's own would end this process without a word, and stay on after the training."""
+
     folder = Path(settings["folder"])
     cpus = max(1, offer().cpus // allocation.workers)
     resources = {"CPU": cpus, "GPU": allocation.gpus_per_worker}
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
@@ -87,7 +97,7 @@ def _train_with_ray(settings: dict[str, Any], allocation: Allocation, max_failur
         ),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=str(folder.parent.parent / "ray"),
+            storage_path=str(folder / RAY),
             failure_config=FailureConfig(max_failures=max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -68,13 +68,22 @@ def linear_policy_action(
     return weights @ ((observation - mean) / std)
 
 
-def roll_out(env: FlatEnvironment, policy: LinearPolicy, seed: int, name: str) -> RecordedEpisode:
-    """One recorded episode of `policy`, its actions as the environment took them."""
+def roll_out(
+    env: FlatEnvironment, policy: LinearPolicy, seed: int, name: str, action_noise: float = 0.0
+) -> RecordedEpisode:
+    """One recorded episode of `policy`, its actions as the environment took them.
+
+    `action_noise` is the standard deviation of normal noise on every action, in halves of the action range.
+    """
+    noise = np.random.default_rng([seed, 2])  # apart from the environment's own stream, default_rng(seed)
+    space = env.action_space
+    spread = action_noise * (space.high - space.low) / 2 if action_noise > 0 else np.float32(0)
     observation, _ = env.reset(seed=seed)
     observations, actions, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):
-        action = env.clip(linear_policy_action(policy.weights, policy.mean, policy.std, observation))
+        action = linear_policy_action(policy.weights, policy.mean, policy.std, observation)
+        action = env.clip(action + spread * noise.standard_normal(len(action)))
         observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(observation)
         actions.append(action)
@@ -100,7 +109,7 @@ def learning_episode(config: CollectConfig, policy: LinearPolicy, trial: Trial) 
     seed = _seed(config, LEARNING, trial.iteration, trial.direction, int(trial.sign > 0))
     sign = "+" if trial.sign > 0 else "-"
     name = f"ars iteration {trial.iteration} direction {trial.direction} {sign}"
-    return roll_out(environment(config), perturbed, seed, name)
+    return roll_out(environment(config), perturbed, seed, name, config.action_noise)
 
 
 def final_return(config: CollectConfig, policy: LinearPolicy, episode: int) -> float:

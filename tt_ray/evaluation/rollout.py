@@ -33,6 +33,9 @@ class EpisodeResult:
     environment_seconds: float = field(compare=False)
     planning_seconds: float = field(compare=False)
     """This episode's share: a batched decision's time is divided evenly among the episodes in it."""
+    latency_p50: float = field(default=0.0, compare=False)
+    """Median seconds from observation to action, over the episode's decisions; all slots wait together."""
+    latency_p95: float = field(default=0.0, compare=False)
     score: float | None = None
     """Normalised return, where the data set has reference scores."""
 
@@ -79,6 +82,7 @@ class _Live:
     length: int = 0
     environment_seconds: float = 0.0
     planning_seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
 
     def result(self, terminated: bool, plan_every: int) -> EpisodeResult:
         return EpisodeResult(
@@ -89,6 +93,8 @@ class _Live:
             decisions=math.ceil(self.length / plan_every),
             environment_seconds=self.environment_seconds,
             planning_seconds=self.planning_seconds,
+            latency_p50=float(np.quantile(self.latencies, 0.5)),
+            latency_p95=float(np.quantile(self.latencies, 0.95)),
         )
 
 
@@ -171,9 +177,11 @@ class _Runner:
     def _decide(self) -> Mapping[int, NDArray[np.float32]]:
         started = time.perf_counter()
         actions = self._planner.act()
-        share = (time.perf_counter() - started) / len(self._live)
+        latency = time.perf_counter() - started
         for episode in self._live.values():
-            episode.planning_seconds += share
+            episode.planning_seconds += latency / len(self._live)
+            if episode.length % self._plan_every == 0:
+                episode.latencies.append(latency)
         return actions
 
     def _step(self, key: int, action: NDArray[np.float32]) -> EpisodeResult | None:

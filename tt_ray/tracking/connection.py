@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -34,17 +35,18 @@ def prepare_environment() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # else a new database prints its fifty migrations
 
 
-def connect(uri: str | None = None) -> str:
+def connect(uri: str | None = None, *, must_exist: bool = False) -> str:
     """Resolve the tracking URI, check that the store answers, and export it as MLFLOW_TRACKING_URI.
 
     `uri`, or else MLFLOW_TRACKING_URI, or else `sqlite:///<working folder>/mlflow.db`. Raises `UserError`
-    within seconds when it is malformed, a file store, not reachable or not writable.
+    within seconds when it is malformed, a file store, not reachable or not writable; `must_exist`: also when
+    it is an SQLite file that is not there, which is made otherwise.
     """
     prepare_environment()
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme = _scheme(uri)
     if scheme == "sqlite":
-        path = _sqlite_path(uri)
+        path = _sqlite_path(uri, must_exist)
         uri = f"sqlite:///{path}"
         with _alone_in(path.parent):  # two processes that migrate one new database get in each other's way
             _check(uri)
@@ -86,12 +88,16 @@ def _scheme(uri: str) -> str:
     )
 
 
-def _sqlite_path(uri: str) -> Path:
+def _sqlite_path(uri: str, must_exist: bool) -> Path:
     """The database's absolute path, in a folder that can be written."""
     name = uri.partition(":///")[2].partition("?")[0]
     if not name or name == ":memory:":
         raise UserError(f"tracking URI {uri!r} names no file, and each process would see its own store")
     path = Path(name).expanduser().absolute()
+    if must_exist and not path.exists():
+        raise UserError(
+            f"no MLflow database {path}: run this where the experiments ran, or set MLFLOW_TRACKING_URI"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:

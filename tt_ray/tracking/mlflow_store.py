@@ -14,9 +14,12 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tt_ray.errors import UserError
+from tt_ray.locks import exclusive
 from tt_ray.tracking.connection import one_line, prepare_environment, sqlite_file
 from tt_ray.tracking.journal import Journal, Record, now, read
 from tt_ray.tracking.run import Run, RunState, Status, open_folder
@@ -311,7 +314,7 @@ def dataset_input(record: Record) -> Any:
 def send_leftovers(root: Path | str, uri: str) -> int:
     """Send what runs in folders below `root` could not send when they ended; how many runs that was.
 
-    Not for runs that are being written by another process at this moment. Raises what MLflow raises.
+    Runs that another process holds are left to it. Raises what MLflow raises.
     """
     found = [(path.parent, RunState.load(path.parent)) for path in sorted(Path(root).rglob("run.json"))]
     runs = [(folder, state) for folder, state in found if state is not None]
@@ -320,6 +323,7 @@ def send_leftovers(root: Path | str, uri: str) -> int:
         journal = folder / "journal.jsonl"
         complete = state.uri == uri and journal.exists() and journal.stat().st_size == state.offset
         if not complete or state.pending:
-            Shipper(folder, state, uri).sync()
-            sent += 1
+            with suppress(UserError), exclusive(folder, "its command sends it"):
+                Shipper(folder, state, uri).sync()
+                sent += 1
     return sent

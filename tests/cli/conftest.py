@@ -1,0 +1,51 @@
+"""Fixtures of the command line's tests."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from commands import Outcome, as_refusal, environment, files_below
+
+from tt_ray.cli.app import main
+
+Command = Callable[..., Outcome]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder, data sets in its `data`; what a command exports is undone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    with mock.patch.dict(os.environ, environment(MINARI_DATASETS_PATH=str(tmp_path / "data")), clear=True):
+        yield tmp_path
+
+
+@pytest.fixture
+def command(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tt-ray", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Outcome(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(here: Path, command: Command) -> Refused:
+    """Run a command that must refuse, in one line with `parts`, and leave nothing behind; that line."""
+
+    def run(*arguments: str, parts: tuple[str, ...], left: tuple[str, ...] = ()) -> str:
+        before = files_below(here)
+        line = as_refusal(command(*arguments), *parts)
+        assert files_below(here) - before <= set(left)
+        assert before <= files_below(here)
+        return line
+
+    return run

@@ -1,0 +1,93 @@
+"""A killed command takes all its processes with it, and finishes with --resume as if nothing had been."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from command import Command, run
+from processes import Growth, wait_until
+
+pytestmark = pytest.mark.ray
+
+Moment = Callable[[Path], bool]
+"""Given the experiment's folder, whether the time to kill has come."""
+
+
+def at_step(step: int) -> Moment:
+    """When the journal has reached `step`."""
+    growths: dict[Path, Growth] = {}
+
+    def come(folder: Path) -> bool:
+        for model in (folder / "runs" / "models").glob("*"):
+            return growths.setdefault(model, Growth(model / "journal.jsonl"))() >= step
+        return False
+
+    return come
+
+
+def when_there(pattern: str) -> Moment:
+    """When a file or folder of that name exists."""
+    return lambda folder: any(folder.glob(pattern))
+
+
+def train_killed(folder: Path, moment: Moment) -> Path:
+    """The experiment's file, after a first try at training was killed."""
+    file = tiny.write_file(folder)
+    command = Command(folder, "train", file)
+    wait_until(lambda: moment(folder) or command.process.poll() is not None, "it is time to kill")
+    started = command.kill()
+    assert started  # Ray was up
+    return file
+
+
+def check_trained(folder: Path, undisturbed: Path) -> None:
+    tiny.assert_same(tiny.model_folder(folder), undisturbed)
+    assert tiny.mlflow_curves(folder, "faults seed 0") == tiny.curves(undisturbed)
+    assert tiny.mlflow_runs(folder) == [("faults", "FINISHED"), ("faults seed 0", "FINISHED")]
+    assert tiny.leftovers(folder) == []
+
+
+def test_a_killed_training_is_resumed_exactly(undisturbed: Path, tmp_path: Path) -> None:
+    file = train_killed(tmp_path, at_step(random.Random(0).randrange(tiny.EVERY, 2 * tiny.EVERY)))
+    before = tiny.checkpoints(tiny.model_folder(tmp_path))
+    assert "step-00000240" not in before  # its workers went on for a moment, but not to the end
+    refused = run(tmp_path, "train", file, expected=2).strip()
+    assert "add --resume" in refused
+    assert "\n" not in refused
+    assert tiny.checkpoints(tiny.model_folder(tmp_path)) == before
+    run(tmp_path, "train", file, "--resume")
+    check_trained(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment",
+    [
+        when_there("runs/tokens/*"),
+        at_step(1),
+        at_step(random.Random(1).randrange(tiny.EVERY, tiny.STEPS - tiny.EVERY)),
+        at_step(random.Random(2).randrange(tiny.EVERY, tiny.STEPS - tiny.EVERY)),
+        at_step(tiny.STEPS),
+        when_there("runs/models/*/checkpoints/step-00000240"),
+        when_there("runs/models/*/complete.json"),
+        when_there("mlruns/*/*/artifacts/checkpoint/*"),
+    ],
+    ids=[
+        "tokens",
+        "first step",
+        "random 1",
+        "random 2",
+        "last step",
+        "last checkpoint",
+        "complete",
+        "upload",
+    ],
+)
+def test_a_training_killed_at_any_moment_is_resumed(
+    undisturbed: Path, tmp_path: Path, moment: Moment
+) -> None:
+    file = train_killed(tmp_path, moment)
+    run(tmp_path, "train", file, "--resume")
+    check_trained(tmp_path, undisturbed)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tt_ray.config import ModelConfig
+from tt_ray.data.tokens import TokenLayout
+from tt_ray.model.checkpoint import convert_authors_weights
+from tt_ray.model.transformer import TrajectoryTransformer, visibility
+
+LAYOUT = TokenLayout(observation_dim=2, action_dim=1, num_bins=6)  # D = 5
+CONFIG = ModelConfig(num_layers=2, num_heads=2, embed_dim=8, context_transitions=4)
+
+
+def random_model(seed: int = 0) -> TrajectoryTransformer:
+    torch.manual_seed(seed)
+    model = TrajectoryTransformer(CONFIG, LAYOUT).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return model
+
+
+def random_tokens(batch: int, length: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, LAYOUT.num_bins, (batch, length), generator=generator)
+
+
+class PublishedAttention(nn.Module):
+    """Attention as published: separate projections, an explicit mask with the value columns zeroed."""
+
+    mask: Tensor
+
+    def __init__(self, width: int, heads: int, length: int, slots: int) -> None:
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+        mask = torch.tril(torch.ones(length, length))
+        for column in range(slots - 1, length, slots):
+            mask[:, column] = 0
+        self.register_buffer("mask", mask[None, None])
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        k, q, v = (
+            layer(x).view(b, t, self.heads, d // self.heads).transpose(1, 2)
+            for layer in (self.key, self.query, self.value)
+        )
+        scores = q @ k.transpose(2, 3) / math.sqrt(d / self.heads)
+        scores = scores.masked_fill(self.mask[:, :, :t, :t] == 0, -math.inf)
+        mixed = (F.softmax(scores, dim=3) @ v).transpose(1, 2).reshape(b, t, d)
+        return self.proj(mixed)
+
+
+class PublishedBlock(nn.Module):
+    def __init__(self, width: int, heads: int, length: int, slots: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = PublishedAttention(width, heads, length, slots)
+        layers = [nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(0.1)]
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class PublishedHead(nn.Module):
+    def __init__(self, slots: int, bins: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(slots, bins + 1, width))
+
+
+class PublishedGPT(nn.Module):
+    """Written from the description: offset tokens, one shared stop token, one head a slot."""
+
+    def __init__(self, config: ModelConfig, layout: TokenLayout) -> None:
+        super().__init__()
+        width, self.slots, self.bins = config.embed_dim, layout.slots, layout.num_bins
+        length = config.context_transitions * self.slots - 1
+        self.tok_emb = nn.Embedding(self.slots * self.bins + 1, width)
+        self.pos_emb = nn.Parameter(torch.randn(1, length, width))
+        blocks = [
+            PublishedBlock(width, config.num_heads, length, self.slots) for _ in range(config.num_layers)
+        ]
+        self.blocks = nn.Sequential(*blocks)
+        self.ln_f = nn.LayerNorm(width)
+        self.head = PublishedHead(self.slots, self.bins, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows = []
+        for position in range(tokens.shape[1]):
+            slot, token = position % self.slots, tokens[:, position]
+            rows.append(torch.where(token == self.bins, self.slots * self.bins, token + slot * self.bins))
+        x = self.tok_emb(torch.stack(rows, dim=1)) + self.pos_emb[:, : tokens.shape[1]]
+        hidden = self.ln_f(self.blocks(x))
+        logits = [hidden[:, t] @ self.head.weight[t % self.slots].T for t in range(tokens.shape[1])]
+        return torch.stack(logits, dim=1)
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 7, 13, 19])
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_the_published_architecture(length: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    published = PublishedGPT(CONFIG, LAYOUT).double().eval()
+    with torch.no_grad():
+        for parameter in published.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    model = TrajectoryTransformer(CONFIG, LAYOUT).double().eval()
+    model.load_state_dict(convert_authors_weights(published.state_dict()))
+    tokens = random_tokens(3, length, seed)
+    tokens[1, length // 2 :] = LAYOUT.stop_token
+    tokens[2, ::3] = LAYOUT.stop_token
+    torch.testing.assert_close(model(tokens), published(tokens), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("observation_dim", "action_dim", "parameters"),
+    [(11, 3, 1_225_472), (17, 6, 1_468_544), (27, 8, 1_792_640)],
+    ids=["hopper", "halfcheetah", "ant"],
+)
+def test_published_parameter_counts(observation_dim: int, action_dim: int, parameters: int) -> None:
+    layout = TokenLayout(observation_dim, action_dim, num_bins=100)
+    assert TrajectoryTransformer(ModelConfig(), layout).num_parameters == parameters
+
+
+def changed_logits(position: int, length: int = 19) -> list[int]:
+    """Positions whose logits change when the token at `position` does."""
+    model, tokens = random_model(), random_tokens(1, length)
+    other = tokens.clone()
+    other[0, position] = (tokens[0, position] + 1) % LAYOUT.num_bins
+    difference = (model(tokens) - model(other)).abs().amax(dim=-1)[0]
+    return [t for t in range(length) if difference[t] > 0]
+
+
+@pytest.mark.parametrize("position", [t for t in range(19) if t % 5 != 4])
+def test_a_token_changes_its_own_logits_and_later_ones(position: int) -> None:
+    assert changed_logits(position) == list(range(position, 19))
+
+
+@pytest.mark.parametrize("position", [4, 9, 14])
+def test_a_value_token_changes_its_own_logits_only(position: int) -> None:
+    assert changed_logits(position) == [position]
+
+
+def test_the_mask_by_hand() -> None:
+    assert visibility(5, 3).int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+
+
+def test_every_slot_has_its_own_embeddings_but_the_stop_token() -> None:
+    model = random_model()
+    positions = torch.tensor(0)
+
+    def embed(token: int, slot: int) -> Tensor:
+        return model.embed(torch.tensor(token), torch.tensor(slot), positions)
+
+    assert not torch.equal(embed(2, 0), embed(2, 3))
+    stop = LAYOUT.stop_token
+    assert torch.equal(embed(stop, 0), embed(stop, 3))
+    assert not torch.equal(embed(stop, 0), embed(0, 1))
+
+
+def test_rows_of_a_batch_do_not_mix() -> None:
+    model, tokens = random_model(), random_tokens(4, 12)
+    alone = torch.cat([model(row[None]) for row in tokens])
+    torch.testing.assert_close(model(tokens), alone, rtol=1e-10, atol=1e-10)
+
+
+def test_too_long_a_sequence_is_refused() -> None:
+    model = random_model()
+    assert model(random_tokens(1, model.max_tokens)).shape == (1, 19, 7)
+    with pytest.raises(ValueError, match="20 tokens do not fit the model's context of 19"):
+        model(random_tokens(1, 20))
+
+
+def test_dropout_is_for_training_only() -> None:
+    model, tokens = random_model(), random_tokens(2, 9)
+    assert torch.equal(model(tokens), model(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
