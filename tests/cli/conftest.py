@@ -1,6 +1,7 @@
 """Fixtures of the command line's tests."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from commands import Outcome, as_refusal, environment, files_below
 
 from tt_ray.cli.app import main
+from tt_ray.tracking import connect
 
 Command = Callable[..., Outcome]
 Refused = Callable[..., str]
@@ -21,6 +23,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     with mock.patch.dict(os.environ, environment(MINARI_DATASETS_PATH=str(tmp_path / "data")), clear=True):
         yield tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database; to make one takes seconds."""
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with mock.patch.dict(os.environ):
+        connect(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def store(here: Path, empty_store: Path) -> str:
+    """The working folder's MLflow database, empty; its URI."""
+    shutil.copy(empty_store, here)
+    return f"sqlite:///{here / empty_store.name}"
 
 
 @pytest.fixture

@@ -22,7 +22,10 @@ from commands import (
     write_file,
 )
 
+from tt_ray.cli.view import Bars
+from tt_ray.distributed.line import Line
 from tt_ray.experiment_file import experiment_from_dict
+from tt_ray.tracking import MlflowTracker
 
 Refused = Callable[..., str]
 
@@ -288,42 +291,38 @@ def test_overrides_that_a_checkpoint_cannot_take(here: Path, refused: Refused) -
 
 
 def test_a_training_that_was_begun(here: Path, refused: Refused) -> None:
-    from tt_ray.distributed.line import Line
-
     write_data()
     write_file(here)
-    line = Line(experiment_from_dict(settings()), None)  # type: ignore[arg-type]
+    line = Line(experiment_from_dict(settings()), Bars())
     line.check(resume=False)
-    train_here(replace(training_job(), training=training_job().training), line.models[0])
+    train_here(training_job(), line.models[0])
     parts = ("training of seed 0 stopped after 1 of 20 steps", "add --resume to go on from there")
-    refused("run", "tiny.yaml", parts=(str(line.models[0]), *parts))
+    lock = (line.models[0] / "lock").relative_to(here).as_posix()
+    refused("run", "tiny.yaml", parts=(str(line.models[0]), *parts), left=(lock,))
 
 
 # The machine, and MLflow.
 
 
 def test_a_folder_that_cannot_be_written(
-    here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    here: Path, store: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data()
     write_file(here)
     (here / "file").touch()
     parts = ("resources.storage: cannot write in file/runs: Not a directory",)
-    refused("run", "tiny.yaml", "resources.storage=file/runs", parts=parts, left=("mlflow.db",))
+    refused("run", "tiny.yaml", "resources.storage=file/runs", parts=parts)
     parts = ("cannot write /proc/none/mlflow.db",)
     refused("run", "tiny.yaml", "tracking.uri=sqlite:////proc/none/mlflow.db", parts=parts)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(here / "file" / "data"))
     refused("data", "collect", "Pendulum-v1", "steps=100", parts=("cannot write in", "Not a directory"))
 
 
-def test_a_table_that_cannot_be_written(here: Path, refused: Refused) -> None:
-    from tt_ray.tracking import MlflowTracker, connect
-
-    uri = connect()
-    with MlflowTracker(uri, "tiny", interval=0.1).start("a run", here / "run"):
+def test_what_mlflow_does_not_have(here: Path, store: str, refused: Refused) -> None:
+    with MlflowTracker(store, "tiny", interval=0.1).start("a run", here / "run"):
         pass
     refused("results", "tiny", "--csv", "missing/table.csv", parts=("missing",))
-    refused("results", "tinny", parts=(f"no experiment 'tinny' in MLflow at {uri}: did you mean tiny?",))
+    refused("results", "tinny", parts=(f"no experiment 'tinny' in MLflow at {store}: did you mean tiny?",))
     refused("evaluate", "0123456789abcdef", parts=("no checkpoint for MLflow run '0123456789abcdef'",))
 
 
@@ -345,32 +344,31 @@ def test_a_tracking_server_out_of_reach_of_its_readers(
 
 
 def test_a_cluster_out_of_reach(
-    here: Path, refused: Refused, nowhere: str, monkeypatch: pytest.MonkeyPatch
+    here: Path, store: str, refused: Refused, nowhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data()
     write_file(here)
     address = nowhere.removeprefix("http://")
     monkeypatch.setenv("RAY_ADDRESS", address)
-    line = refused(
-        "run", "tiny.yaml", parts=(f"RAY_ADDRESS={address}", "refused"), left=("mlflow.db", "runs")
-    )
+    line = refused("run", "tiny.yaml", parts=(f"RAY_ADDRESS={address}", "refused"), left=("runs",))
     assert "unset RAY_ADDRESS" in line
 
 
 @pytest.mark.ray
-def test_more_workers_than_the_machine_has(ray_local: None, here: Path, refused: Refused) -> None:
+def test_more_workers_than_the_machine_has(ray_local: None, here: Path, store: str, refused: Refused) -> None:
     write_data()
     write_file(here, training={"batch_size": 64})
     parts = ("resources.workers: 64 workers need a CPU each, but Ray has 2",)
-    refused("run", "tiny.yaml", "resources.workers=64", parts=parts, left=("mlflow.db", "runs"))
+    refused("run", "tiny.yaml", "resources.workers=64", parts=parts, left=("runs",))
 
 
 # What looks odd and is none the less good.
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("odd", ["one step", "constant"])
 def test_odd_data_is_trained_on(
-    ray_local: None, here: Path, command: Callable[..., object], odd: str
+    ray_local: None, here: Path, store: str, command: Callable[..., object], odd: str
 ) -> None:
     changes = {"observations": np.ones((9, 3), np.float32), "rewards": np.zeros(8, np.float32)}
     lengths = [1] * 6 + [5] * 6

@@ -8,13 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 from processes import descendants, wait_gone
 
-
-def is_agent(process: psutil.Process) -> bool:
-    """Whether this is one of the helpers of Ray's raylet."""
-    return process.cmdline()[0] in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Helpers of Ray's raylet, which hold nothing of ours; they notice after a minute that it is gone."""
 
 
 class Command:
@@ -33,16 +30,17 @@ class Command:
                 start_new_session=True,
             )
 
-    def kill(self) -> list[psutil.Process]:
-        """SIGKILL to the command alone; returns when all that it had started is gone by itself.
+    def kill(self) -> None:
+        """SIGKILL to the command alone; returns when what it had started is gone, but for `AGENTS`."""
+        started = set(descendants(self.process.pid))
+        started -= {agent for name in AGENTS for agent in descendants(self.process.pid, name)}
+        self.kill_only()
+        wait_gone(started)
 
-        All but Ray's two agents, which hold nothing of ours and notice after a minute.
-        """
-        started = [process for process in descendants(self.process.pid) if not is_agent(process)]
+    def kill_only(self) -> None:
+        """SIGKILL to the command alone; what it had started may live on for seconds."""
         os.kill(self.process.pid, signal.SIGKILL)
         assert self.process.wait() == -signal.SIGKILL
-        wait_gone(started)
-        return started
 
     def wait(self, expected: int = 0) -> str:
         """What it has printed by its end, which comes with the exit code `expected`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
 
-PATIENCE = 120.0  # seconds; far more than anything here takes
+PATIENCE = 300.0  # seconds; far more than anything here takes
 
 
 def descendants(pid: int, name: str = "") -> list[psutil.Process]:
@@ -32,9 +32,9 @@ def wait_until(condition: Callable[[], bool], what: str, poll: float = 0.002) ->
         time.sleep(poll)
 
 
-def wait_gone(processes: list[psutil.Process]) -> None:
+def wait_gone(processes: Iterable[psutil.Process]) -> None:
     """Return when none of `processes` runs any more."""
-    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
+    _, alive = psutil.wait_procs(list(processes), timeout=PATIENCE)
     assert alive == []
 
 

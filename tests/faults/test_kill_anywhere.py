@@ -1,4 +1,4 @@
-"""Killed before any file operation, a training has a checkpoint that loads, and ends as if nothing had been."""
+"""Killed before any file operation, a training keeps a checkpoint that loads, and resumes exactly."""
 
 import json
 import os

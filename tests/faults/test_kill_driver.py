@@ -37,8 +37,7 @@ def train_killed(folder: Path, moment: Moment) -> Path:
     file = tiny.write_file(folder)
     command = Command(folder, "train", file)
     wait_until(lambda: moment(folder) or command.process.poll() is not None, "it is time to kill")
-    started = command.kill()
-    assert started  # Ray was up
+    command.kill()
     return file
 
 
@@ -90,4 +89,18 @@ def test_a_training_killed_at_any_moment_is_resumed(
 ) -> None:
     file = train_killed(tmp_path, moment)
     run(tmp_path, "train", file, "--resume")
+    check_trained(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_training_resumed_at_once_and_killed_again_is_resumed(undisturbed: Path, tmp_path: Path) -> None:
+    """The next command starts while workers of the killed one may still be writing."""
+    file = tiny.write_file(tmp_path)
+    resume: list[str] = []
+    for step in (30, 130):
+        command, reached = Command(tmp_path, "train", file, *resume), at_step(step)
+        wait_until(lambda reached=reached: reached(tmp_path), f"step {step} is done")
+        command.kill_only()
+        resume = ["--resume"]
+    run(tmp_path, "train", file, *resume)
     check_trained(tmp_path, undisturbed)

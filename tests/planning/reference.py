@@ -1,4 +1,4 @@
-"""An uncached, unbatched search: one beam at a time, the whole visible window through the model at every token."""
+"""An uncached, unbatched search: a beam at a time, the whole window through the model at every token."""
 
 from __future__ import annotations
 
@@ -49,7 +49,13 @@ class ReferenceSearch:
         reward_values: Tensor,
         value_values: Tensor,
     ) -> None:
-        self.model, self.settings, self.window, self.keep, self.discount = model, settings, window, keep, discount
+        self.model, self.settings, self.window, self.keep, self.discount = (
+            model,
+            settings,
+            window,
+            keep,
+            discount,
+        )
         self.reward_values, self.value_values = reward_values, value_values
         self.slots, self.bins = model.layout.slots, model.layout.num_bins
 

@@ -23,7 +23,7 @@ def random_model(seed: int, context: int = 6) -> TrajectoryTransformer:
     with torch.no_grad():
         for parameter in model.parameters():  # far from the near-uniform distributions of a fresh model
             parameter.copy_(torch.randn_like(parameter) * 0.6)
-        # Make the stop token about as likely as each bin of a next observation's first slot, given some beams.
+        # About as likely as each bin of a next observation's first slot, given some beams.
         model.head[LAYOUT.value_slot, LAYOUT.stop_token] += STOP_BIAS * model.final_norm.bias
     return model
 
@@ -40,7 +40,9 @@ def bin_values() -> torch.Tensor:
 def random_uniforms(settings: SearchSettings, episodes: int, seed: int) -> Uniforms:
     generator = torch.Generator().manual_seed(seed)
     s, n, m = settings, LAYOUT.observation_dim, LAYOUT.action_dim
-    actions = torch.rand(episodes, s.horizon, m, s.beam_width, s.n_expand, generator=generator, dtype=torch.float64)
+    actions = torch.rand(
+        episodes, s.horizon, m, s.beam_width, s.n_expand, generator=generator, dtype=torch.float64
+    )
     shape = (episodes, s.horizon - 1, n, s.beam_width)
     observations = torch.rand(shape, generator=generator, dtype=torch.float64) if s.k_obs > 1 else None
     return Uniforms(actions, observations)
@@ -100,7 +102,9 @@ def test_cached_search_equals_the_uncached_reference(name: str, seed: int) -> No
         noise = None if uniforms.observations is None else uniforms.observations[e]
         beams = reference.run(context, uniforms.actions[e], noise)
         assert plans.tokens[e].flatten(1).tolist() == [list(beam.plan) for beam in beams]
-        torch.testing.assert_close(plans.scores[e], torch.tensor([b.score for b in beams], dtype=torch.float64))
+        torch.testing.assert_close(
+            plans.scores[e], torch.tensor([b.score for b in beams], dtype=torch.float64)
+        )
 
 
 def test_stop_tokens_are_in_play() -> None:

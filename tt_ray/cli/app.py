@@ -183,14 +183,15 @@ def _show_end(line: Line, outcome: Outcome, started: float) -> None:
     console.print()
     places = [("reused", ", ".join(line.reused))] if line.reused else []
     places += [(f"model, seed {seed}", str(path)) for seed, path in outcome.checkpoints.items()]
-    places += [("tables and figures", str(outcome.folder)), ("MLflow UI", _ui_command())]
+    places += [("tables and figures", str(outcome.folder)), *_mlflow_ui()]
     for title, place in places:
         console.print(f"{title + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _ui_command() -> str:
+def _mlflow_ui() -> list[tuple[str, str]]:
     """How to open the MLflow UI on the store that was used."""
     uri = _connect(None)
     if uri.startswith(("http://", "https://")):
-        return uri
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}  ->  http://127.0.0.1:5000"
+        return [("MLflow UI", uri)]
+    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+    return [("MLflow UI", command), ("then open", "http://127.0.0.1:5000")]

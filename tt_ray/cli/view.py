@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,13 @@ class Lines:
     """Progress where there is no terminal: a log should stay short."""
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.tenth = title, total, -1
+        self.title, self.total, self.tenth, self.printed = title, total, -1, 0.0
 
     def update(self, done: int, message: str) -> None:
-        """Print a line when another tenth is done."""
+        """Print a line when another tenth is done, or after half a minute without one."""
         tenth = 10 * min(done, self.total) // self.total
-        if tenth > self.tenth:
-            self.tenth = tenth
+        if tenth > self.tenth or time.monotonic() - self.printed > 30:
+            self.tenth, self.printed = tenth, time.monotonic()
             console.print(f"{self.title}: {min(done, self.total)}/{self.total} {message}", highlight=False)
 
 
@@ -105,12 +106,12 @@ def runs_table(frame: pd.DataFrame, title: str) -> Table:
 
     table = _table(title)
     table.add_column("run id", no_wrap=True)
-    table.add_column("run", min_width=9)
+    table.add_column("run", overflow="fold")
     for column in ("score [interval]", "return", "val loss"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     further = [column for column in frame.columns[4:] if column not in METRICS]
     for column in further:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for run_id, run in frame.iterrows():
         score = _interval(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
         numbers = [_number(run["return/mean"]), _number(run["val/loss"])]

@@ -120,6 +120,11 @@ def _column_bins(
     edges = np.unique(np.concatenate([plain_edges, own_bin]))
     representatives = _midpoints(edges)
     representatives[np.searchsorted(edges, inside, side="right") - 1] = inside
+    # The gap between a far-off special value and the ordinary ones stands for the nearest ordinary value.
+    if special < plain_edges[0] and len(edges) > len(plain_edges) + 1:
+        representatives[1] = np.nextafter(edges[2], np.float32(-np.inf))
+    elif special > plain_edges[-1]:
+        representatives[-2] = plain_edges[-1]
     return edges, representatives
 
 

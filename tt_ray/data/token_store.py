@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tt_ray.config import DatasetConfig, DiscretizerConfig
@@ -51,10 +52,10 @@ class TokenSet:
             }
             (temporary / "tokens.json").write_text(json.dumps(description, indent=1))
             os.rename(temporary, folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if not folder.exists():
-                raise UserError(f"{folder}: cannot write the tokens: {error.strerror}") from error
+                raise UserError(f"{folder}: cannot write the tokens: {error}") from error
 
     @classmethod
     def load(cls, folder: Path) -> TokenSet:

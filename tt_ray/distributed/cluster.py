@@ -143,7 +143,11 @@ def _start_local() -> None:
     # Ray would switch token authentication on for a private instance, and so for all of this user's clusters.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else _OBJECT_STORE_BYTES
-    ray.init("local", object_store_memory=object_store_bytes(shared), **_options(worker_environment()))
+    try:
+        ray.init("local", object_store_memory=object_store_bytes(shared), **_options(worker_environment()))
+    except Exception as error:  # Ray raises a bare Exception when the machine is too busy
+        cause = str(error).strip().partition("\n")[0]
+        raise UserError(f"Ray cannot be started on this machine: {cause}; run the command again") from error
 
 
 def _join(address: str) -> None:

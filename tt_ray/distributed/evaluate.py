@@ -164,9 +164,12 @@ class EpisodeFile:
 
     def append(self, result: EpisodeResult) -> None:
         """Keep one more episode; it survives this process being killed from now on."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(result.to_json()) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot keep an episode: {error.strerror}") from error
         self.results[result.seed] = result
-        with self.path.open("a") as file:
-            file.write(json.dumps(result.to_json()) + "\n")
 
     def _read(self) -> list[EpisodeResult]:
         if not self.path.exists():
@@ -191,6 +194,7 @@ def evaluate(
     slots: int = 1,
     max_tries: int = 3,
     on_result: Callable[[EpisodeResult], None] | None = None,
+    on_steps: Callable[[int], None] | None = None,
 ) -> tuple[list[EpisodeResult], int]:
     """Results of `seeds` in order, and how many `folder` had already; the others are run and kept there."""
     file = EpisodeFile(folder)
@@ -209,5 +213,6 @@ def evaluate(
         gpus_per_actor=allocation.gpus_per_actor,
         max_tries=max_tries,
         on_result=keep,
+        on_steps=on_steps,
     )
     return [file.results[seed] for seed in seeds], len(seeds) - len(missing)

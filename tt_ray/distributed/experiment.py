@@ -6,10 +6,11 @@ the checkpoint of its model; the parent has the baselines, the table and the fig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,8 +78,7 @@ def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: in
     folder = line.storage / "trials" / identity
     tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
     name = f"{line.config.name} seed {seed} evaluate"
-    params = _params(line.config, seed)
-    with exclusive(folder, RUNNING), tracker.start(name, folder, params=params, tags=tags) as run:
+    with _started(tracker, name, folder, _params(line.config, seed), tags) as run:
         row = line.evaluate_planner(checkpoint, line.config.planner, PLANNER, seed)
         _log_scores(row, run, line.config.training.steps)
         _write_tables([row], folder)
@@ -98,10 +98,7 @@ def run_folder(line: Line) -> Path:
 def start_parent(line: Line, tracker: Tracker) -> Iterator[Run]:
     """The experiment's parent run, started or continued, for the duration of a block."""
     tags = {**provenance_tags(), "question": line.config.question}
-    with (
-        exclusive(run_folder(line), RUNNING),
-        tracker.start(line.config.name, run_folder(line), params=to_dict(line.config), tags=tags) as run,
-    ):
+    with _started(tracker, line.config.name, run_folder(line), to_dict(line.config), tags) as run:
         yield run
 
 
@@ -112,12 +109,26 @@ def start_trial(line: Line, tracker: Tracker, seed: int, parent: Run) -> Iterato
     folder = line.storage / "trials" / fingerprint("trial", to_dict(replace(config, seeds=(seed,))))
     name, params, tags = f"{config.name} seed {seed}", _params(config, seed), provenance_tags(seed)
     profile = {"episodes": len(line.episodes), "transitions": int(line.episodes.offsets[-1])}
-    with (
-        exclusive(folder, RUNNING),
-        tracker.start(name, folder, params=params, tags=tags, parent=parent.identity) as run,
-    ):
+    with _started(tracker, name, folder, params, tags, parent.identity) as run:
         run.log_dataset(line.spec.dataset_id, line.spec.dataset_id, line.spec.fingerprint, profile)
         yield run
+
+
+@contextmanager
+def _started(
+    tracker: Tracker,
+    name: str,
+    folder: Path,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    parent: str | None = None,
+) -> Iterator[Run]:
+    """The run that lives in `folder`, started or continued; `UserError` where another command has it."""
+    with exclusive(folder, RUNNING):
+        for leftover in folder.glob(".run.json.*"):  # of a command that was killed while it wrote
+            leftover.unlink()
+        with tracker.start(name, folder, params=params, tags=tags, parent=parent) as run:
+            yield run
 
 
 def _params(config: ExperimentConfig, seed: int) -> dict[str, object]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +101,8 @@ class Line:
                 self.reused.append("tokens")
             else:
                 TokenSet.build(self.episodes, self.config.dataset, self.config.discretizer).save(self.tokens)
+            for leftover in self.tokens.parent.glob(f".{self.tokens.name}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)  # of a command that was killed while it wrote
 
     def use(self, spec: DataSpec) -> None:
         """Evaluate in the environment of `spec`; `UserError` unless it can be made here and fits."""
@@ -221,6 +224,7 @@ class Line:
                 slots=slots,
                 max_tries=1 + resources.max_failures,
                 on_result=on_result,
+                on_steps=lambda steps: update(len(done), f"{steps} steps"),
             )
             update(len(seeds), "")
         if reused:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ WorkerFactory = Callable[[], tuple[Policy, Callable[[], gym.Env]]]
 """Called once inside each actor: the planner, and how to make an environment."""
 
 _DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)
-_PATIENCE = 60.0  # seconds without a result before the log says what is being waited for
+_POLL = 2.0  # seconds between two looks at how far the actors are
+_PATIENCE = 60.0  # seconds without a step before the log says what is being waited for
 
 
 def evaluate_seeds(
@@ -48,18 +50,20 @@ def evaluate_seeds(
     gpus_per_actor: float = 0,
     max_tries: int = 3,
     on_result: Callable[[EpisodeResult], None] | None = None,
+    on_steps: Callable[[int], None] | None = None,
 ) -> list[EpisodeResult]:
     """Run one episode for each of `seeds` (all different) on a pool of actors; results in that order.
 
     `make_worker` must be picklable. `on_result` is called here, on the driver, once for each episode as it
-    arrives. An episode whose actor or host dies is run again, `max_tries` times in all. `UserError` when they
-    are used up (it names the seeds), and at once when the planner or an environment raises.
+    arrives, and `on_steps` every few seconds with the environment steps taken so far. An episode whose actor
+    or host dies is run again, `max_tries` times in all. `UserError` when they are used up (it names the
+    seeds), and at once when the planner or an environment raises.
     """
     if len(set(seeds)) != len(seeds):
         raise ValueError("evaluate_seeds: a seed is given twice")
     if not seeds:
         return []
-    pool = _Pool(seeds, make_worker, cpus_per_actor, gpus_per_actor, max_tries)
+    pool = _Pool(seeds, make_worker, cpus_per_actor, gpus_per_actor, max_tries, on_steps)
     try:
         for result in pool.results(min(actors, len(seeds))):
             if on_result is not None:
@@ -79,6 +83,15 @@ class LeaseQueue:
         self._waiting = deque(seeds)
         self._held: dict[int, list[int]] = {}
         self._revoked: set[int] = set()
+        self._steps: dict[int, int] = {}
+
+    def report(self, worker: int, steps: int) -> None:
+        """Note the environment steps that `worker` has taken in all."""
+        self._steps[worker] = steps
+
+    def steps(self) -> int:
+        """Environment steps that all workers together have reported."""
+        return sum(self._steps.values())
 
     def take(self, worker: int) -> int | None:
         """Lease the next seed to `worker`; None when none waits, or when `worker` has been declared dead."""
@@ -103,6 +116,7 @@ class Evaluator:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._steps, self._reported = 0, 0.0
         self._worker: tuple[Policy, Callable[[], gym.Env]] | None = None
 
     def run(
@@ -117,8 +131,18 @@ class Evaluator:
                 torch.set_num_threads(self._threads)
         planner, make_environment = self._worker
         yield from run_episodes(
-            planner, make_environment, lambda: ray.get(leases.take.remote(worker)), limit=limit
+            planner,
+            make_environment,
+            lambda: ray.get(leases.take.remote(worker)),
+            limit=limit,
+            on_steps=lambda steps: self._count(steps, leases, worker),
         )
+
+    def _count(self, steps: int, leases: Any, worker: int) -> None:
+        self._steps += steps
+        if time.monotonic() - self._reported > _POLL:
+            self._reported = time.monotonic()
+            leases.report.remote(worker, self._steps)
 
 
 @dataclass(frozen=True)
@@ -131,8 +155,16 @@ class _Pool:
     """The driver's side: actors, their streams of results, and what has been received."""
 
     def __init__(
-        self, seeds: Sequence[int], make_worker: WorkerFactory, cpus: float, gpus: float, max_tries: int
+        self,
+        seeds: Sequence[int],
+        make_worker: WorkerFactory,
+        cpus: float,
+        gpus: float,
+        max_tries: int,
+        on_steps: Callable[[int], None] | None,
     ) -> None:
+        self._on_steps = on_steps
+        self._steps, self._stepped = 0, time.monotonic()
         self.received: dict[int, EpisodeResult] = {}
         self._seeds = seeds
         self._cpus, self._gpus, self._max_tries = cpus, gpus, max_tries
@@ -159,9 +191,9 @@ class _Pool:
         while len(self.received) < len(self._seeds):
             if not self._streams:
                 self._requeue(self._missing())
-            ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_PATIENCE)
+            ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_POLL)
             if not ready:
-                self._report_waiting()
+                self._look()
             for stream in ready:
                 result = self._advance(stream)
                 if result is not None and result.seed not in self.received:
@@ -250,11 +282,22 @@ class _Pool:
     def _missing(self) -> list[int]:
         return [seed for seed in self._seeds if seed not in self.received]
 
+    def _look(self) -> None:
+        """Tell how far the actors are, and say so when nothing moves."""
+        steps = ray.get(self._leases.steps.remote())
+        if steps != self._steps:
+            self._steps, self._stepped = steps, time.monotonic()
+            if self._on_steps is not None:
+                self._on_steps(steps)
+        elif time.monotonic() - self._stepped > _PATIENCE:
+            self._stepped = time.monotonic()
+            self._report_waiting()
+
     def _report_waiting(self) -> None:
         free = ray.available_resources()
         need = f"an evaluation actor needs {self._cpus:g} CPU and {self._gpus:g} GPU"
         have = f"free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
-        logger.warning("no episode finished in %.0f s; %s, %s", _PATIENCE, need, have)
+        logger.warning("nothing moved for %.0f s; %s, %s", _PATIENCE, need, have)
 
 
 def _first_line(error: BaseException) -> str:

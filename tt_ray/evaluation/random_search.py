@@ -82,8 +82,8 @@ def roll_out(
     observations, actions, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):
-        action = linear_policy_action(policy.weights, policy.mean, policy.std, observation)
-        action = env.clip(action + spread * noise.standard_normal(len(action)))
+        meant = linear_policy_action(policy.weights, policy.mean, policy.std, observation)
+        action = env.clip(meant + spread * noise.standard_normal(len(meant)))
         observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(observation)
         actions.append(action)

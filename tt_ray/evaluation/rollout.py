@@ -104,15 +104,17 @@ def run_episodes(
     next_seed: Callable[[], int | None],
     *,
     limit: int | None = None,
+    on_steps: Callable[[int], None] | None = None,
 ) -> Iterator[EpisodeResult]:
     """Run an episode for every seed that `next_seed` gives, until it gives None; results as they finish.
 
     Environments must give flat observations [N] and take Box actions [M]; each is reset with its episode's
     seed and reused for the next. Actions are clipped to the bounds, and the planner observes the clipped one.
     `limit` fills fewer slots than the planner has. `EpisodeResult.decisions` follows the planner's attribute
-    `plan_every`, 1 where it has none.
+    `plan_every`, 1 where it has none. `on_steps` is told how many environment steps each round took.
     """
-    runner = _Runner(planner, make_environment, next_seed, min(planner.slots, limit or planner.slots))
+    slots = min(planner.slots, limit or planner.slots)
+    runner = _Runner(planner, make_environment, next_seed, slots, on_steps)
     try:
         yield from runner.run()
     finally:
@@ -126,8 +128,10 @@ class _Runner:
         make_environment: Callable[[], gym.Env],
         next_seed: Callable[[], int | None],
         slots: int,
+        on_steps: Callable[[int], None] | None,
     ) -> None:
         self._planner = planner
+        self._on_steps = on_steps
         self._make_environment = make_environment
         self._next_seed = next_seed
         self._slots = slots
@@ -141,6 +145,8 @@ class _Runner:
         self._fill()
         while self._live:
             actions = self._decide()
+            if self._on_steps is not None:
+                self._on_steps(len(self._live))
             for key in list(self._live):
                 result = self._step(key, actions[key])
                 if result is not None:

@@ -54,17 +54,22 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, training_state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write `folder` whole or not at all: under a temporary name first, renamed once it is complete."""
+    """Write `folder` whole or not at all: under a temporary name first, renamed once it is complete.
+
+    `UserError` where the disk is full or cannot be written.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         _write_files(temporary, checkpoint, training_state)
         if folder.exists():
             _remove(folder)
         os.replace(temporary, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise UserError(f"{folder}: cannot write the checkpoint: {error}") from error
         raise
 
 
