@@ -210,3 +210,16 @@ def test_saved_and_loaded(strategy: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         loaded.decode(loaded.encode(values)), discretizer.decode(loaded.encode(values))
     )
+
+
+@pytest.mark.parametrize("penalty", [-100.0, 100.0])
+@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
+def test_values_just_outside_the_ordinary_ones_do_not_decode_towards_a_far_penalty(
+    penalty: float, strategy: str
+) -> None:
+    ordinary = np.linspace(-1, 1, 500, dtype=np.float32)
+    column = np.append(ordinary, np.float32(penalty))[:, None]
+    bins = Discretizer.fit(column, strategy=strategy, num_bins=20, reserved={0: penalty})
+    outside = np.array([[np.sign(penalty) * 1.2]], dtype=np.float32)
+    assert abs(bins.decode(bins.encode(outside))[0, 0]) < 1.001
+    assert bins.decode(bins.encode(np.array([[penalty]])))[0, 0] == penalty

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def train_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
 
 def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: int) -> Outcome:
     """Episodes of the planner on one checkpoint, as a run of its own; the line has its spec (`Line.use`)."""
-    identity = fingerprint("evaluate", checkpoint_identity(checkpoint), to_dict(line.config))
+    identity = fingerprint("evaluate", checkpoint_identity(checkpoint), _identity(line.config))
     folder = line.storage / "trials" / identity
     tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
     name = f"{line.config.name} seed {seed} evaluate"
@@ -89,9 +89,7 @@ def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: in
 
 def run_folder(line: Line) -> Path:
     """Folder of the experiment's parent run."""
-    return (
-        line.storage / "experiments" / f"{line.config.name}-{fingerprint('experiment', to_dict(line.config))}"
-    )
+    return line.storage / "experiments" / f"{line.config.name}-{_identity(line.config)}"
 
 
 @contextmanager
@@ -106,7 +104,7 @@ def start_parent(line: Line, tracker: Tracker) -> Iterator[Run]:
 def start_trial(line: Line, tracker: Tracker, seed: int, parent: Run) -> Iterator[Run]:
     """The run of one training seed under `parent`, started or continued, for the duration of a block."""
     config = line.config
-    folder = line.storage / "trials" / fingerprint("trial", to_dict(replace(config, seeds=(seed,))))
+    folder = line.storage / "trials" / fingerprint("trial", _identity(config), seed)
     name, params, tags = f"{config.name} seed {seed}", _params(config, seed), provenance_tags(seed)
     profile = {"episodes": len(line.episodes), "transitions": int(line.episodes.offsets[-1])}
     with _started(tracker, name, folder, params, tags, parent.identity) as run:
@@ -131,10 +129,18 @@ def _started(
             yield run
 
 
+def _identity(config: ExperimentConfig) -> str:
+    """What makes two commands the same experiment; where it runs and where it is logged does not."""
+    return fingerprint("experiment", _without(config, "resources", "tracking"))
+
+
 def _params(config: ExperimentConfig, seed: int) -> dict[str, object]:
-    """What distinguishes a trial; where it ran and where it is logged does not."""
-    hidden = ("seeds", "resources", "tracking", "question")
-    return {key: value for key, value in to_dict(config).items() if key not in hidden} | {"seed": seed}
+    """A trial's settings, as MLflow shows them."""
+    return _without(config, "seeds", "resources", "tracking", "question") | {"seed": seed}
+
+
+def _without(config: ExperimentConfig, *sections: str) -> dict[str, object]:
+    return {key: value for key, value in to_dict(config).items() if key not in sections}
 
 
 def _evaluate_seed(line: Line, checkpoint: Path, seed: int, trial: Run) -> list[Row]:
