@@ -13,6 +13,9 @@ from processes import descendants, wait_gone
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Helpers of Ray's raylet, which hold nothing of ours; they notice after a minute that it is gone."""
 
+STARTED: list[subprocess.Popen[bytes]] = []
+"""Every command so far, for the end of a test that fails."""
+
 
 class Command:
     """`python -m tt_ray ...` in `folder`, in a session of its own."""
@@ -29,6 +32,7 @@ class Command:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        STARTED.append(self.process)
 
     def kill(self) -> None:
         """SIGKILL to the command alone; returns when what it had started is gone, but for `AGENTS`."""

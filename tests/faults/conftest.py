@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from command import STARTED
 
 from tt_ray.distributed.train import train_model
 
@@ -17,6 +18,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
         tiny.write_data()
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()  # nothing happens to one that has ended
+        process.wait()
 
 
 @pytest.fixture(scope="session")

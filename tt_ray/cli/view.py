@@ -80,9 +80,10 @@ def result_table(rows: Sequence[Row], confidence: float) -> Table:
     """Returns and normalised scores with their intervals, a line for each policy (and training seed)."""
     table = _table("Results")
     several = len({row.seed for row in rows} - {None}) > 1
-    table.add_column("policy", max_width=max(15, console.width - 65))  # the numbers seldom need more than 65
+    rest = max(15, console.width - 65)  # the numbers seldom need more than 65
+    table.add_column("policy", max_width=rest, overflow="fold")
     for title in ("episodes", *(f"{name} [{100 * confidence:.0f} %]" for name in ("return", "score"))):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", overflow="fold")
     for title in ("length", "dec./s"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:

@@ -100,11 +100,11 @@ class Row:
     def speed(self) -> dict[str, float]:
         """One actor's decisions a second over all its slots, and a decision's latency in milliseconds.
 
-        The latency percentiles are means over the episodes' own. Empty where next to nothing was planned.
+        The latency percentiles are means over the episodes' own. Empty for policies without a model.
         """
         planning = sum(result.planning_seconds for result in self.results)
         decisions = sum(result.decisions for result in self.results)
-        if not decisions or planning < 0.1:
+        if self.seed is None or not planning:
             return {}
         return {
             "speed/decisions_per_second": decisions / planning,

@@ -1,0 +1,61 @@
+"""What the README promises is there: files, commands, targets, and an example that is a valid experiment."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from tt_ray.cli.app import app
+from tt_ray.experiment_file import load_experiment
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_a_linked_file_exists(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_every_command_exists() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    data = commands["data"].commands
+    named = set(re.findall(r"^    tt-ray (\w+)", README, flags=re.MULTILINE))
+    assert named == set(commands)
+    assert set(re.findall(r"tt-ray data (\w+)", README)) <= set(data)
+    listed = re.search(r"tt-ray data ((?:[\w.]+(?: [\w.]+)? \| )+\w+)", README)
+    assert listed is not None
+    assert {part.split()[0] for part in listed[1].split(" | ")} == set(data)
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"make ([a-z][a-z-]*)", README))
+    assert "quickstart" in targets
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_the_example_file_is_valid(tmp_path: Path) -> None:
+    block = re.search(r"\n\n((?:    [^\n]+\n)*    name: (?:[^\n]+\n)(?:    [^\n]+\n)*)", README)
+    assert block is not None
+    file = tmp_path / "example.yaml"
+    file.write_text(re.sub(r"^    ", "", block[1], flags=re.MULTILINE))
+    assert load_experiment(file).name == "my-experiment"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
+def test_a_shipped_file_is_valid_and_says_what_it_asks_and_costs(file: Path) -> None:
+    assert load_experiment(file).question.endswith("?")
+    header = file.read_text().partition("name:")[0]
+    assert "Usage:" in header
+    assert "Cost:" in header
+
+
+def test_the_module_runs_as_a_program() -> None:
+    result = subprocess.run([sys.executable, "-m", "tt_ray", "--help"], capture_output=True, text=True, check=True)
+    assert "evaluate" in result.stdout
