@@ -18,7 +18,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path, no_command_outlives_its_test: None) -> Iterator[Path]:
     """A disk of 8 MB, where an experiment's storage is."""
     folder = tmp_path / "runs"
     folder.mkdir()
