@@ -57,5 +57,6 @@ def test_a_shipped_file_is_valid_and_says_what_it_asks_and_costs(file: Path) -> 
 
 
 def test_the_module_runs_as_a_program() -> None:
-    result = subprocess.run([sys.executable, "-m", "tt_ray", "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "tt_ray", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "evaluate" in result.stdout
