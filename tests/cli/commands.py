@@ -64,7 +64,6 @@ def tt_ray(folder: Path, *arguments: str, **variables: str) -> Outcome:
         env=environment(**{"MINARI_DATASETS_PATH": str(folder / "data"), **variables}),
         capture_output=True,
         text=True,
-        timeout=400,
     )
     return Outcome(found.returncode, found.stdout, found.stderr)
 

@@ -202,7 +202,7 @@ def test_a_failed_save_leaves_nothing_half_written(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(module, failing, full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="no space left"):
         save_checkpoint(folder, replace(make_checkpoint(), step=8))
     monkeypatch.undo()
     left = [path.name for path in folder.parent.iterdir()]
