@@ -48,6 +48,7 @@ def check_trained(folder: Path, undisturbed: Path) -> None:
     assert tiny.leftovers(folder) == []
 
 
+@pytest.mark.slow  # minutes long, and what it kills when depends on the machine
 def test_a_killed_training_is_resumed_exactly(undisturbed: Path, tmp_path: Path) -> None:
     file = train_killed(tmp_path, at_step(random.Random(0).randrange(tiny.EVERY, 2 * tiny.EVERY)))
     before = tiny.checkpoints(tiny.model_folder(tmp_path))
