@@ -315,7 +315,7 @@ def test_a_folder_that_cannot_be_written(
     parts = ("cannot write /proc/none/mlflow.db",)
     refused("run", "tiny.yaml", "tracking.uri=sqlite:////proc/none/mlflow.db", parts=parts)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(here / "file" / "data"))
-    refused("data", "collect", "Pendulum-v1", "steps=100", parts=("cannot write in", "Not a directory"))
+    refused("data", "collect", "Pendulum-v1", "steps=100", parts=("cannot be written", "Not a directory"))
 
 
 def test_what_mlflow_does_not_have(here: Path, store: str, refused: Refused) -> None:

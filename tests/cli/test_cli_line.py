@@ -179,6 +179,7 @@ def test_a_second_run_computes_nothing(first: Outcome, folder: Path) -> None:
         assert stage in again.out[again.out.index("reused:") :]
 
 
+@pytest.mark.slow  # one more whole run
 def test_another_tracking_store(first: Outcome, folder: Path, tmp_path: Path) -> None:
     before = runs(folder / "mlflow.db").keys(), (folder / "mlflow.db").stat().st_mtime_ns
     there = tmp_path / "elsewhere.db"

@@ -121,15 +121,18 @@ def collect(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a data set: learn linear policies by random search on Ray actors and record the whole history."""
-    from tt_ray.data.minari_folder import check_new_id
+    from tt_ray.data.minari_folder import check_new_id, staging_folder
     from tt_ray.distributed import cluster
     from tt_ray.distributed.collect import ActorMap
     from tt_ray.evaluation.collect import collect as collect_dataset
     from tt_ray.evaluation.environments import make_environment
 
     config, settings = _collect_config(environment, overrides or [], dataset)
-    check_new_id(config.dataset.id, overwrite=True)
-    make_environment({"id": settings.environment}).close()  # before Ray starts
+    folder = check_new_id(config.dataset.id, overwrite=True)
+    make_environment({"id": settings.environment}).close()  # here, before Ray starts
+    if overwrite or not folder.exists():
+        with staging_folder(config.dataset.id):  # and that it can be written
+            pass
     with (
         cluster.connect(config.resources) as allocation,
         Bars().stage(f"collecting {config.dataset.id}", settings.steps) as update,
