@@ -19,7 +19,7 @@ LEVELS = [
     {"data"},
     {"model"},
     {"training", "planning"},
-    {"evaluation", "tracking"},
+    {"evaluation", "tracking", "bench"},
     {"distributed"},
     {"cli"},
     {"__main__"},

@@ -241,6 +241,9 @@ class CollectConfig:
         require(self.top_directions <= self.directions, "collect.top_directions", many)
 
 
+DecoderName = Literal["auto", "native", "compiled", "eager"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
     """What the run may use; nothing here changes what a stage computes."""
@@ -252,6 +255,8 @@ class ResourcesConfig:
     """Actors that run episodes; auto: one for each CPU, four to a GPU."""
     episodes_per_actor: int = 8
     """Episodes that one actor plans for at once."""
+    decoder: DecoderName = "auto"
+    """How the model decodes while planning; auto: native (C++) on a CPU, graphs (CUDA) on a GPU."""
     storage: str = "runs"
     """Folder for models and evaluations; on several hosts, a shared one."""
     max_failures: int = 3

@@ -1,5 +1,7 @@
 import json
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -56,10 +58,11 @@ class Recorder:
         assert observation[0] == seed
         self.live[episode] = observation
 
-    def act(self) -> dict[int, np.ndarray]:
+    def act(self, episodes: Collection[int] | None = None) -> dict[int, np.ndarray]:
         self.decisions += 1
         self.most.append(len(self.live))
-        return {key: np.full(3, 10 * x.sum(), dtype=np.float32) for key, x in self.live.items()}
+        chosen = self.live if episodes is None else episodes
+        return {key: np.full(3, 10 * self.live[key].sum(), dtype=np.float32) for key in chosen}
 
     def observe(self, episode: int, action: np.ndarray, reward: float, next_observation: np.ndarray) -> None:
         self.observed.append((action, reward))
@@ -130,6 +133,92 @@ def test_results_are_given_as_they_end():
 def test_an_empty_queue_makes_no_environment():
     assert list(run_episodes(Recorder(2), Walk, queue([]))) == []
     assert Walk.made == []
+
+
+class Splitting(Recorder):
+    """Can act for some of the episodes; notes for whom, and that each is asked for in turn."""
+
+    splits = True
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.groups: list[set[int]] = []
+        self.moving: set[int] = set()
+
+    def act(self, episodes: Collection[int] | None = None) -> dict[int, np.ndarray]:
+        group = set(self.live if episodes is None else episodes)
+        assert not group & self.moving, "asked for an action while its environment moves"
+        self.groups.append(group)
+        self.moving |= group
+        return super().act(episodes)
+
+    def observe(self, episode: int, action: np.ndarray, reward: float, next_observation: np.ndarray) -> None:
+        self.moving.discard(episode)
+        super().observe(episode, action, reward, next_observation)
+
+    def remove(self, episode: int) -> None:
+        self.moving.discard(episode)
+        super().remove(episode)
+
+
+class SlowWalk(Walk):
+    """Its steps take time, and note on which thread they ran."""
+
+    threads: set[str]
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        type(self).threads.add(threading.current_thread().name)
+        time.sleep(0.002)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_overlapping_halves_give_the_same_episodes(slots: int):
+    expected = by_seed(run_episodes(Splitting(slots), Walk, queue(range(20)), overlap=False))
+    planner = Splitting(slots)
+    assert by_seed(run_episodes(planner, Walk, queue(range(20)), overlap=True)) == expected
+    whole = max(len(group) for group in planner.groups)
+    assert whole <= max(1, slots - slots // 2)
+
+
+def test_halves_overlap_where_stepping_is_slow():
+    SlowWalk.threads = set()
+    planner = Splitting(4)
+    results = by_seed(run_episodes(planner, SlowWalk, queue(range(40))))
+    assert sorted(results) == list(range(40))
+    assert len(SlowWalk.threads) == 2  # on the caller's for a few rounds, then beside it
+    assert {len(group) for group in planner.groups[-20:-5]} <= {1, 2, 3}
+
+
+def test_a_policy_that_cannot_split_is_asked_for_all():
+    SlowWalk.threads = set()
+    assert len(list(run_episodes(Recorder(4), SlowWalk, queue(range(40))))) == 40
+    assert SlowWalk.threads == {threading.current_thread().name}
+
+
+def test_an_error_beside_the_planner_comes_through():
+    class Breaks(Walk):
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            if self.seed == 7:
+                raise RuntimeError("the simulator broke")
+            return super().step(action)
+
+    with pytest.raises(RuntimeError, match="the simulator broke"):
+        list(run_episodes(Splitting(4), Breaks, queue(range(20)), overlap=True))
+    assert all(environment.closed for environment in Walk.made)
+
+
+def test_idle_time_is_that_of_the_empty_slot():
+    def slow_queue() -> int | None:
+        time.sleep(0.02)
+        return next(waiting, None)
+
+    waiting = iter(range(6))
+    results = list(run_episodes(Recorder(2), Walk, slow_queue))
+    assert all(result.idle_seconds >= 0.02 for result in results)
+    assert all(result.slot_seconds > 0 for result in results)
+    quick = list(run_episodes(Recorder(2), Walk, queue(range(6))))
+    assert sum(result.idle_seconds for result in quick) < sum(result.idle_seconds for result in results) / 2
 
 
 def test_limit_leaves_slots_empty():

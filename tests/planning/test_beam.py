@@ -7,6 +7,7 @@ from reference import ReferenceSearch
 from tt_ray.config import ModelConfig
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.model.cache import SearchCache
+from tt_ray.model.native import NativeCache
 from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.planning.beam import BeamSearch, Plans, SearchSettings, Uniforms, keep_stopped
 from tt_ray.planning.objectives import Return
@@ -57,16 +58,23 @@ def cached_search(
     contexts: torch.Tensor,
     past: list[int],
     uniforms: Uniforms,
+    decoder: str = "native",
 ) -> Plans:
-    cache = SearchCache(
-        model,
-        episodes=len(past),
-        beams=settings.beam_width,
-        copies=settings.n_expand,
-        horizon=settings.horizon,
-        max_context_transitions=max_context,
-        window=window,
-        keep=keep,
+    sizes = {
+        "episodes": len(past),
+        "beams": settings.beam_width,
+        "copies": settings.n_expand,
+        "horizon": settings.horizon,
+        "max_context_transitions": max_context,
+        "window": window,
+        "keep": keep,
+    }
+    filters = {"k_act": settings.k_act, "cdf_act": settings.cdf_act, "k_obs": settings.k_obs}
+    values = {"reward_values": bin_values(), "value_values": bin_values()}
+    cache = (
+        NativeCache(model, **sizes, **filters, **values)
+        if decoder == "native"
+        else SearchCache(model, **sizes)
     )
     search = BeamSearch(LAYOUT, settings, Return(DISCOUNT), bin_values(), bin_values())
     with torch.inference_mode():
@@ -86,16 +94,17 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("decoder", ["native", "eager"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("seed", range(3))
-def test_cached_search_equals_the_uncached_reference(name: str, seed: int) -> None:
+def test_cached_search_equals_the_uncached_reference(name: str, seed: int, decoder: str) -> None:
     settings, window, keep, max_context = CASES[name]
     model = random_model(seed)
     past = [(seed + i) % max_context for i in range(3)]
     places = (max_context - 1) * LAYOUT.slots + LAYOUT.observation_dim
     contexts = random_contexts(past, places, seed)
     uniforms = random_uniforms(settings, len(past), seed)
-    plans = cached_search(model, settings, window, keep, max_context, contexts, past, uniforms)
+    plans = cached_search(model, settings, window, keep, max_context, contexts, past, uniforms, decoder)
     reference = ReferenceSearch(model, settings, window, keep, DISCOUNT, bin_values(), bin_values())
     for e, count in enumerate(past):
         context = contexts[e, places - count * LAYOUT.slots - LAYOUT.observation_dim :].tolist()

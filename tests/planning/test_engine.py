@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tt_ray.config import ModelConfig, PlannerConfig
+from tt_ray.config import DecoderName, ModelConfig, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
@@ -54,25 +54,24 @@ def make_checkpoint(stop_bias: float = 0.0) -> Checkpoint:
 class RecordingEngine(PlanningEngine):
     """Keeps every plan, and the context that it was made from."""
 
-    def __init__(self, planner: PlannerConfig, slots: int = SLOTS, stop_bias: float = 0.0) -> None:
-        super().__init__(make_checkpoint(stop_bias), planner, discount=0.9, slots=slots)
+    def __init__(
+        self,
+        planner: PlannerConfig,
+        slots: int = SLOTS,
+        stop_bias: float = 0.0,
+        decoder: DecoderName = "native",
+    ) -> None:
+        super().__init__(make_checkpoint(stop_bias), planner, discount=0.9, slots=slots, decoder=decoder)
         self.plans: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.contexts: dict[int, list[int]] = {}
 
     def search_plans(self, due: list[Slot]) -> Plans:
         plans = super().search_plans(due)
-        for slot in due:
-            row = self.rows.index(slot.episode)
+        for row, slot in enumerate(due):
             plan = (plans.tokens[row].clone(), plans.scores[row].clone())
             self.plans.setdefault(slot.episode, []).append(plan)
-            self.contexts.setdefault(slot.episode, []).append(self.cache_past(row))
+            self.contexts.setdefault(slot.episode, []).append(len(slot.past))
         return plans
-
-    def cache_past(self, row: int) -> int:
-        """Whole transitions of context in the slot `row`."""
-        episode = self.rows[row]
-        assert episode is not None
-        return len(self.live[episode].past)
 
 
 def first_observation(seed: int) -> Floats:
@@ -111,8 +110,8 @@ class Driver:
                 self.observations[seed] = after
 
 
-def alone(planner: PlannerConfig, seed: int, steps: int) -> RecordingEngine:
-    engine = RecordingEngine(planner)
+def alone(planner: PlannerConfig, seed: int, steps: int, decoder: DecoderName = "native") -> RecordingEngine:
+    engine = RecordingEngine(planner, decoder=decoder)
     driver = Driver(engine)
     driver.add(seed)
     driver.step(steps)
@@ -140,10 +139,11 @@ def assert_same_plans(engine: RecordingEngine, other: RecordingEngine, seed: int
     ],
     ids=["plain", "sliding", "sampled observations", "every other step", "wide", "narrow"],
 )
-def test_an_episode_does_not_depend_on_its_neighbours(planner: PlannerConfig) -> None:
+@pytest.mark.parametrize("decoder", ["native", "eager"])
+def test_an_episode_does_not_depend_on_its_neighbours(planner: PlannerConfig, decoder: DecoderName) -> None:
     steps, watched = 6, 1
-    expected = alone(planner, watched, steps)
-    engine = RecordingEngine(planner)
+    expected = alone(planner, watched, steps, decoder)
+    engine = RecordingEngine(planner, decoder=decoder)
     driver = Driver(engine)
     driver.add(5)
     driver.step(2)
@@ -155,6 +155,24 @@ def test_an_episode_does_not_depend_on_its_neighbours(planner: PlannerConfig) ->
     driver.add(9)
     driver.step(steps - 1)
     assert_same_plans(engine, expected, watched)
+
+
+def test_planning_for_some_equals_planning_for_all() -> None:
+    together, apart = RecordingEngine(SLIDING), RecordingEngine(SLIDING)
+    driver = Driver(together)
+    for seed in range(4):
+        driver.add(seed)
+        apart.add(seed, seed, first_observation(seed))
+    observations = dict(driver.observations)
+    driver.step(4)
+    for _ in range(4):
+        for group in ([2, 0], [3], [1]):
+            for seed, action in apart.act(group).items():
+                after = next_observation(observations[seed], action)
+                apart.observe(seed, action, float(action.sum()), after)
+                observations[seed] = after
+    for seed in range(4):
+        assert_same_plans(apart, together, seed)
 
 
 def test_slot_and_order_of_adding_do_not_matter() -> None:

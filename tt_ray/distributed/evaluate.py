@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from tt_ray.config import PlannerConfig
+from tt_ray.config import DecoderName, PlannerConfig
 from tt_ray.data.episodes import DataSpec
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.rollouts import evaluate_seeds
@@ -37,6 +37,7 @@ class Planner:
     settings: PlannerConfig
     discount: float
     slots: int
+    decoder: DecoderName = "auto"
 
     def __call__(self) -> Policy:
         """The engine, on the actor's GPU where it has one."""
@@ -44,7 +45,9 @@ class Planner:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         checkpoint = load_checkpoint(self.checkpoint, device)
-        return PlanningEngine(checkpoint, self.settings, discount=self.discount, slots=self.slots)
+        return PlanningEngine(
+            checkpoint, self.settings, discount=self.discount, slots=self.slots, decoder=self.decoder
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Row:
         return [result.episode_return for result in self.results]
 
     def speed(self) -> dict[str, float]:
-        """One actor's decisions a second over all its slots, and a decision's latency in milliseconds.
+        """One actor's decisions a second, a decision's latency in milliseconds, and how idle its slots were.
 
         The latency percentiles are means over the episodes' own. Empty for policies without a model.
         """
@@ -110,7 +113,14 @@ class Row:
             "speed/decisions_per_second": decisions / planning,
             "speed/latency_p50_ms": 1000 * float(np.mean([result.latency_p50 for result in self.results])),
             "speed/latency_p95_ms": 1000 * float(np.mean([result.latency_p95 for result in self.results])),
+            "speed/idle_slot_share": self._idle_share(),
         }
+
+    def _idle_share(self) -> float:
+        """Share of the slots' time in which they stood empty while seeds were waiting."""
+        idle = sum(result.idle_seconds for result in self.results)
+        busy = sum(result.slot_seconds for result in self.results)
+        return idle / (idle + busy) if idle + busy else 0.0
 
     def cells(self) -> list[str]:
         """The row as text: policy, seed, episodes, return, interval, score, interval, length, decisions/s."""

@@ -162,7 +162,8 @@ class Line:
         """Episodes of the planner on a checkpoint."""
         evaluation, resources = self.config.evaluation, self.config.resources
         slots = engine_slots(evaluation.episodes, resources.episodes_per_actor)
-        worker = Planner(checkpoint, planner, self.config.dataset.discount, slots)
+        discount = self.config.dataset.discount
+        worker = Planner(checkpoint, planner, discount, slots, resources.decoder)
         identity = evaluation_fingerprint(planner, evaluation.max_steps, checkpoint_identity(checkpoint))
         return self._evaluate(policy, seed, worker, identity, self._seeds(), slots)
 

@@ -1,6 +1,7 @@
 """Closed-loop episodes: a policy that acts for many episodes at once, and environments stepped one by one.
 
-The batching is continuous: the moment an episode ends, its slot goes to the next seed.
+The batching is continuous: the moment an episode ends, its slot goes to the next seed. Where environments are
+slow, the live episodes are two halves: while the policy acts for one, the other's environments are stepped.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +39,10 @@ class EpisodeResult:
     latency_p50: float = field(default=0.0, compare=False)
     """Median seconds from observation to action, over the episode's decisions; all slots wait together."""
     latency_p95: float = field(default=0.0, compare=False)
+    slot_seconds: float = field(default=0.0, compare=False)
+    """Wall-clock seconds that the episode held its slot."""
+    idle_seconds: float = field(default=0.0, compare=False)
+    """Wall-clock seconds that its slot stood empty before it."""
     score: float | None = None
     """Normalised return, where the data set has reference scores."""
 
@@ -60,8 +67,8 @@ class Policy(Protocol):
     def add(self, episode: int, seed: int, observation: NDArray[np.float32]) -> None:
         """Start an episode in a free slot; its random numbers come from `seed` alone."""
 
-    def act(self) -> Mapping[int, NDArray[np.float32]]:
-        """An action [M] for every live episode."""
+    def act(self, episodes: Collection[int] | None = None) -> Mapping[int, NDArray[np.float32]]:
+        """An action [M] for each of `episodes`; None: for every live one."""
 
     def observe(
         self, episode: int, action: NDArray[np.float32], reward: float, next_observation: NDArray[np.float32]
@@ -78,6 +85,8 @@ class _Live:
 
     seed: int
     environment: gym.Env
+    started: float
+    idle_seconds: float
     total: float = 0.0
     length: int = 0
     environment_seconds: float = 0.0
@@ -95,7 +104,21 @@ class _Live:
             planning_seconds=self.planning_seconds,
             latency_p50=float(np.quantile(self.latencies, 0.5)),
             latency_p95=float(np.quantile(self.latencies, 0.95)),
+            slot_seconds=time.perf_counter() - self.started,
+            idle_seconds=self.idle_seconds,
         )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one environment step brought."""
+
+    key: int
+    action: NDArray[np.float32]
+    observation: NDArray[np.float32]
+    reward: float
+    terminated: bool
+    truncated: bool
 
 
 def run_episodes(
@@ -105,6 +128,7 @@ def run_episodes(
     *,
     limit: int | None = None,
     on_steps: Callable[[int], None] | None = None,
+    overlap: bool | None = None,
 ) -> Iterator[EpisodeResult]:
     """Run an episode for every seed that `next_seed` gives, until it gives None; results as they finish.
 
@@ -112,13 +136,20 @@ def run_episodes(
     seed and reused for the next. Actions are clipped to the bounds, and the planner observes the clipped one.
     `limit` fills fewer slots than the planner has. `EpisodeResult.decisions` follows the planner's attribute
     `plan_every`, 1 where it has none. `on_steps` is told how many environment steps each round took.
+    `overlap` steps one half's environments while the planner acts for the other; None: where the planner's
+    attribute `splits` says that it may and stepping takes more than a tenth of the time.
     """
     slots = min(planner.slots, limit or planner.slots)
-    runner = _Runner(planner, make_environment, next_seed, slots, on_steps)
-    try:
-        yield from runner.run()
-    finally:
-        runner.close()
+    with ThreadPoolExecutor(max_workers=1) as stepper:
+        runner = _Runner(planner, make_environment, next_seed, slots, on_steps, overlap, stepper)
+        try:
+            yield from runner.run()
+        finally:
+            runner.close()
+
+
+_TRIAL_ROUNDS = 8
+_WORTH_OVERLAPPING = 0.1
 
 
 class _Runner:
@@ -129,6 +160,8 @@ class _Runner:
         next_seed: Callable[[], int | None],
         slots: int,
         on_steps: Callable[[int], None] | None,
+        overlap: bool | None,
+        stepper: ThreadPoolExecutor,
     ) -> None:
         self._planner = planner
         self._on_steps = on_steps
@@ -136,25 +169,38 @@ class _Runner:
         self._next_seed = next_seed
         self._slots = slots
         self._plan_every = int(getattr(planner, "plan_every", 1))
+        self._overlap = overlap if getattr(planner, "splits", False) or overlap else False
+        self._stepper = stepper
+        self._seconds = {"acting": 0.0, "stepping": 0.0}
         self._keys = itertools.count()
         self._live: dict[int, _Live] = {}
         self._idle: list[gym.Env] = []
+        self._emptied = deque([time.perf_counter()] * slots)  # when each free slot became free
         self._more_seeds = True
 
     def run(self) -> Iterator[EpisodeResult]:
         self._fill()
-        while self._live:
-            actions = self._decide()
-            if self._on_steps is not None:
-                self._on_steps(len(self._live))
-            for key in list(self._live):
-                result = self._step(key, actions[key])
-                if result is not None:
-                    self._fill()
-                    yield result
+        stepping: Future[list[_Outcome]] | None = None
+        moving: set[int] = set()
+        for turn in itertools.count():
+            if not self._live:
+                return
+            if self._overlap is None and turn == _TRIAL_ROUNDS:
+                self._overlap = self._seconds["stepping"] > _WORTH_OVERLAPPING * sum(self._seconds.values())
+            group = [key for key in self._live if key not in moving]
+            if self._overlap and not moving:
+                group = group[: max(1, len(group) // 2)]
+            actions = self._decide(group)
+            if stepping is not None:
+                yield from self._absorb(stepping.result())
+            if self._overlap:
+                stepping, moving = self._stepper.submit(self._step, actions), set(actions)
+            else:
+                yield from self._absorb(self._step(actions))
 
     def close(self) -> None:
         """Leave the planner empty, also when the caller stops early, and the environments closed."""
+        self._stepper.shutdown()  # a step under way ends first
         for key in list(self._live):
             self._end(key)
         for environment in self._idle:
@@ -170,48 +216,72 @@ class _Runner:
 
     def _start(self, seed: int) -> None:
         environment = self._idle.pop() if self._idle else self._make_environment()
-        episode = _Live(seed, environment)
         started = time.perf_counter()
         observation, _ = environment.reset(seed=seed)
         reset = time.perf_counter()
+        episode = _Live(seed, environment, reset, reset - self._emptied.popleft())
         key = next(self._keys)
         self._planner.add(key, seed, np.asarray(observation, dtype=np.float32))
         self._live[key] = episode
         episode.environment_seconds += reset - started
         episode.planning_seconds += time.perf_counter() - reset
 
-    def _decide(self) -> Mapping[int, NDArray[np.float32]]:
+    def _decide(self, group: list[int]) -> Mapping[int, NDArray[np.float32]]:
+        if not group:
+            return {}
         started = time.perf_counter()
-        actions = self._planner.act()
+        # A policy that cannot split is asked as ever: for all.
+        actions = self._planner.act(group) if self._overlap else self._planner.act()
         latency = time.perf_counter() - started
-        for episode in self._live.values():
-            episode.planning_seconds += latency / len(self._live)
+        self._seconds["acting"] += latency
+        for key in group:
+            episode = self._live[key]
+            episode.planning_seconds += latency / len(group)
             if episode.length % self._plan_every == 0:
                 episode.latencies.append(latency)
         return actions
 
-    def _step(self, key: int, action: NDArray[np.float32]) -> EpisodeResult | None:
-        """One environment step; the result when it was the episode's last."""
-        episode = self._live[key]
-        space = episode.environment.action_space
-        assert isinstance(space, gym.spaces.Box)
-        action = np.clip(action, space.low, space.high).astype(np.float32)
-        started = time.perf_counter()
-        observation, reward, terminated, truncated, _ = episode.environment.step(action.astype(space.dtype))
-        stepped = time.perf_counter()
-        episode.environment_seconds += stepped - started
-        episode.total += float(reward)
-        episode.length += 1
-        if terminated or truncated:
-            self._end(key)
-            return episode.result(bool(terminated), self._plan_every)
-        self._planner.observe(key, action, float(reward), np.asarray(observation, dtype=np.float32))
-        episode.planning_seconds += time.perf_counter() - stepped
-        return None
+    def _step(self, actions: Mapping[int, NDArray[np.float32]]) -> list[_Outcome]:
+        """One step of each environment; touches nothing else, so that it may run beside the planner."""
+        outcomes = []
+        for key, action in actions.items():
+            episode = self._live[key]
+            space = episode.environment.action_space
+            assert isinstance(space, gym.spaces.Box)
+            action = np.clip(action, space.low, space.high).astype(np.float32)
+            started = time.perf_counter()
+            observation, reward, terminated, truncated, _ = episode.environment.step(
+                action.astype(space.dtype)
+            )
+            seconds = time.perf_counter() - started
+            episode.environment_seconds += seconds
+            self._seconds["stepping"] += seconds
+            seen = np.asarray(observation, dtype=np.float32)
+            outcomes.append(_Outcome(key, action, seen, float(reward), bool(terminated), bool(truncated)))
+        return outcomes
+
+    def _absorb(self, outcomes: list[_Outcome]) -> Iterator[EpisodeResult]:
+        """Tell the planner what came of its actions; the results of the episodes that have ended."""
+        if self._on_steps is not None:
+            self._on_steps(len(outcomes))
+        for outcome in outcomes:
+            episode = self._live[outcome.key]
+            episode.total += outcome.reward
+            episode.length += 1
+            if outcome.terminated or outcome.truncated:
+                result = episode.result(outcome.terminated, self._plan_every)
+                self._end(outcome.key)
+                self._fill()
+                yield result
+            else:
+                started = time.perf_counter()
+                self._planner.observe(outcome.key, outcome.action, outcome.reward, outcome.observation)
+                episode.planning_seconds += time.perf_counter() - started
 
     def _end(self, key: int) -> None:
         self._planner.remove(key)
         self._idle.append(self._live.pop(key).environment)
+        self._emptied.append(time.perf_counter())
 
 
 class RandomPolicy:
@@ -228,9 +298,9 @@ class RandomPolicy:
         # The environment draws its start from default_rng(seed): the extra word keeps the two streams apart.
         self._streams[episode] = np.random.default_rng([seed, 1])
 
-    def act(self) -> dict[int, NDArray[np.float32]]:
-        """An action [M] for every live episode."""
-        return {key: self._draw(stream) for key, stream in self._streams.items()}
+    def act(self, episodes: Collection[int] | None = None) -> dict[int, NDArray[np.float32]]:
+        """An action [M] for each of `episodes`, or for all."""
+        return {key: self._draw(self._streams[key]) for key in (episodes or self._streams)}
 
     def _draw(self, stream: np.random.Generator) -> NDArray[np.float32]:
         return stream.uniform(self._low, self._high).astype(np.float32)
@@ -259,10 +329,10 @@ class LinearPolicy:
         """Start an episode; the policy is deterministic and leaves `seed` alone."""
         self._observations[episode] = observation
 
-    def act(self) -> dict[int, NDArray[np.float32]]:
-        """An action [M] for every live episode."""
+    def act(self, episodes: Collection[int] | None = None) -> dict[int, NDArray[np.float32]]:
+        """An action [M] for each of `episodes`, or for all."""
         # One product per episode: a batched one would round differently with the number of neighbours.
-        return {key: self._apply(observation) for key, observation in self._observations.items()}
+        return {key: self._apply(self._observations[key]) for key in (episodes or self._observations)}
 
     def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         return (self._weights @ ((observation - self._mean) / self._std)).astype(np.float32)

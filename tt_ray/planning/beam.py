@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,45 @@ from tt_ray.planning.sampling import sample
 
 
 class Decoder(Protocol):
-    """The model as the search sees it; `tt_ray.model.cache.SearchCache` is one."""
+    """The model as the search sees it, a transition at a time; `tt_ray.model.native.NativeCache` is one."""
+
+    slid_tokens: int
+    """Tokens fed again so far because a window was full."""
+
+    def open(self, tokens: Tensor, past: Sequence[int]) -> object:
+        """Begin from contexts [E, P] of past[e] whole transitions and the present observation."""
+        ...
+
+    def expand(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw every candidate's actions with numbers [E, M, B, n].
+
+        Gives [E, B, n] each: the mean reward, the mean value, and the likeliest value token.
+        """
+        ...
+
+    def select(self, parents: Tensor) -> None:
+        """The candidates [E, B], numbered beam * n + copy, become the beams."""
+        ...
+
+    def observe(self, value_tokens: Tensor, stopped: Tensor, uniforms: Tensor | None) -> Tensor:
+        """Feed value tokens [E, B] and decode the next observation.
+
+        Where it is sampled, with numbers [E, N, B]. `stopped` [E, B] says which beams have ended, and
+        so does what is given back.
+        """
+        ...
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """The last value tokens [E, B] -> tokens [E, B, H, D] of every beam's plan."""
+        ...
+
+
+@runtime_checkable
+class TokenDecoder(Protocol):
+    """The model as the search sees it, a token at a time; `tt_ray.model.cache.SearchCache` is one."""
+
+    slid_tokens: int
+    """Tokens fed again so far because a window was full."""
 
     def open(self, tokens: Tensor, past: Sequence[int]) -> Tensor:
         """Contexts [E, P] of past[e] whole transitions -> logits [E, V + 1] of the first action token."""
@@ -91,14 +129,18 @@ class BeamSearch:
         self.layout, self.settings, self.objective = layout, settings, objective
         self.reward_values, self.value_values = reward_values, value_values
 
-    def run(self, decoder: Decoder, tokens: Tensor, past: Sequence[int], uniforms: Uniforms) -> Plans:
+    def run(
+        self, decoder: Decoder | TokenDecoder, tokens: Tensor, past: Sequence[int], uniforms: Uniforms
+    ) -> Plans:
         """Search from contexts [E, P] of past[e] whole transitions and the present observation."""
         settings, horizon = self.settings, self.settings.horizon
-        logits = decoder.open(tokens, past)[:, None].expand(-1, settings.beam_width, -1)
-        rewards = torch.zeros(logits.shape[:2], dtype=logits.dtype, device=logits.device)
+        if isinstance(decoder, TokenDecoder):
+            decoder = Tokenwise(decoder, self)
+        decoder.open(tokens, past)
+        rewards = self.reward_values.new_zeros(len(past), settings.beam_width)
         scores, stopped = rewards, torch.zeros_like(rewards, dtype=torch.bool)
         for step in range(horizon):
-            reward, value, value_tokens = self._expand(decoder, logits, uniforms.actions[:, step])
+            reward, value, value_tokens = decoder.expand(uniforms.actions[:, step])
             totals = self.objective.accumulate(rewards[..., None], reward, step)
             candidates = self.objective.score(totals, value, step)
             candidates = keep_stopped(candidates, scores, stopped)
@@ -109,29 +151,45 @@ class BeamSearch:
             stopped = stopped.gather(1, parents // settings.n_expand)
             if step < horizon - 1:
                 noise = None if uniforms.observations is None else uniforms.observations[:, step]
-                logits, stopped = self._observe(decoder, value_tokens, stopped, noise)
+                stopped = decoder.observe(value_tokens, stopped, noise)
         return Plans(self._blank_after_stop(decoder.finish(value_tokens)), scores)
 
-    def _expand(self, decoder: Decoder, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample every copy's actions; mean reward and value [E, B, n], and the likeliest value token."""
+    def _blank_after_stop(self, tokens: Tensor) -> Tensor:
+        stop = self.layout.stop_token
+        over = (tokens[..., 0] == stop).cumsum(dim=-1) > 0
+        return tokens.masked_fill(over[..., None], stop)
+
+
+class Tokenwise:
+    """A `Decoder` made of a `TokenDecoder`, for the settings of a search."""
+
+    def __init__(self, tokens: TokenDecoder, search: BeamSearch) -> None:
+        self.tokens, self.settings, self.layout = tokens, search.settings, search.layout
+        self.reward_values, self.value_values = search.reward_values, search.value_values
+        self.select, self.finish = tokens.select, tokens.finish
+        self.slid_tokens = 0  # the token decoder counts its own
+        self.logits: Tensor
+        """[E, B, V + 1] of the action token that comes next."""
+
+    def open(self, tokens: Tensor, past: Sequence[int]) -> None:
+        """See `Decoder`."""
+        self.logits = self.tokens.open(tokens, past)[:, None].expand(-1, self.settings.beam_width, -1)
+
+    def expand(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Decoder`."""
         settings, bins = self.settings, self.layout.num_bins
-        candidates = logits[:, :, None].expand(-1, -1, settings.n_expand, -1)
+        logits = self.logits[:, :, None].expand(-1, -1, settings.n_expand, -1)
         for j in range(self.layout.action_dim):
-            actions = sample(candidates[..., :bins], uniforms[:, j], settings.k_act, settings.cdf_act)
-            candidates = decoder.extend_candidates(actions)
-        reward = candidates.softmax(dim=-1) @ self.reward_values
-        candidates = decoder.extend_candidates(candidates[..., :bins].argmax(dim=-1))
-        value = candidates.softmax(dim=-1) @ self.value_values
-        return reward, value, candidates[..., :bins].argmax(dim=-1)
+            actions = sample(logits[..., :bins], uniforms[:, j], settings.k_act, settings.cdf_act)
+            logits = self.tokens.extend_candidates(actions)
+        reward = _expectation(logits, self.reward_values)
+        logits = self.tokens.extend_candidates(logits[..., :bins].argmax(dim=-1))
+        value = _expectation(logits, self.value_values)
+        return reward, value, logits[..., :bins].argmax(dim=-1)
 
-    def _observe(
-        self, decoder: Decoder, value_tokens: Tensor, stopped: Tensor, uniforms: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Decode the next observation; logits [E, B, V + 1] of the action token after it, and who stopped.
-
-        Only the first token may be the stop token: an episode ends between transitions.
-        """
-        logits = decoder.extend_beams(value_tokens)
+    def observe(self, value_tokens: Tensor, stopped: Tensor, uniforms: Tensor | None) -> Tensor:
+        """See `Decoder`. Only the first token may be the stop token: an episode ends between transitions."""
+        logits = self.tokens.extend_beams(value_tokens)
         stop = self.layout.stop_token
         for i in range(self.layout.observation_dim):
             allowed = logits if i == 0 else logits[..., :stop]
@@ -139,13 +197,15 @@ class BeamSearch:
             tokens = sample(allowed, noise, self.settings.k_obs)
             if i == 0:
                 stopped = stopped | (tokens == stop)
-            logits = decoder.extend_beams(tokens.masked_fill(stopped, stop))
-        return logits, stopped
+            logits = self.tokens.extend_beams(tokens.masked_fill(stopped, stop))
+        self.logits = logits
+        return stopped
 
-    def _blank_after_stop(self, tokens: Tensor) -> Tensor:
-        stop = self.layout.stop_token
-        over = (tokens[..., 0] == stop).cumsum(dim=-1) > 0
-        return tokens.masked_fill(over[..., None], stop)
+
+def _expectation(logits: Tensor, values: Tensor) -> Tensor:
+    """Mean of `values` [V + 1] under logits [..., V + 1]."""
+    # Not a matrix product: that may round a row differently with the number of rows.
+    return (logits.softmax(dim=-1) * values).sum(dim=-1)
 
 
 def keep_stopped(candidates: Tensor, scores: Tensor, stopped: Tensor) -> Tensor:

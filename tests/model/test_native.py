@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tt_ray.config import ModelConfig
+from tt_ray.data.tokens import TokenLayout
+from tt_ray.model.cache import SearchCache
+from tt_ray.model.native import NativeCache, NativeUnavailableError, build
+from tt_ray.model.transformer import TrajectoryTransformer
+from tt_ray.planning.beam import BeamSearch, SearchSettings, Tokenwise
+from tt_ray.planning.objectives import Return
+
+LAYOUT = TokenLayout(observation_dim=5, action_dim=3, num_bins=20)
+SIZES = {"beams": 6, "copies": 2, "horizon": 3, "max_context_transitions": 3, "window": 6, "keep": 2}
+REWARDS, VALUES = torch.linspace(-1, 2, 21), torch.linspace(3, -3, 21)
+Trace = list[Tensor]
+
+
+def make_model(
+    width: int = 64, heads: int = 4, dtype: torch.dtype = torch.float32, scale: float = 0.2
+) -> TrajectoryTransformer:
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=3, num_heads=heads, embed_dim=width, context_transitions=6)
+    model = TrajectoryTransformer(config, LAYOUT).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * scale)
+    return model.to(dtype)
+
+
+def contexts(past: list[int]) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    places = 2 * LAYOUT.slots + LAYOUT.observation_dim
+    return torch.randint(0, LAYOUT.num_bins, (len(past), places), generator=generator)
+
+
+def native(model: TrajectoryTransformer, episodes: int, **filters: Any) -> NativeCache:
+    return NativeCache(
+        model, episodes=episodes, **SIZES, **filters, reward_values=REWARDS, value_values=VALUES
+    )
+
+
+def tokenwise(model: TrajectoryTransformer, episodes: int, **filters: Any) -> Tokenwise:
+    rewards, values = (bins.to(model.head.dtype) for bins in (REWARDS, VALUES))
+    settings = SearchSettings(SIZES["horizon"], SIZES["beams"], SIZES["copies"], **filters)
+    search = BeamSearch(LAYOUT, settings, Return(0.9), rewards, values)
+    return Tokenwise(SearchCache(model, episodes=episodes, **SIZES), search)
+
+
+def walk(decoder: NativeCache | Tokenwise, tokens: Tensor, past: list[int], dtype: torch.dtype) -> Trace:
+    """What two transitions of a search give, with beams chosen by chance, the same for every episode."""
+    generator = torch.Generator().manual_seed(2)
+    episodes = len(past)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype).expand(episodes, *shape)
+
+    decoder.open(tokens, past)
+    trace: Trace = []
+    for _ in range(2):
+        reward, value, value_tokens = decoder.expand(draw(3, 6, 2))
+        parents = torch.randperm(12, generator=generator)[:6].expand(episodes, 6).contiguous()
+        decoder.select(parents)
+        chosen = value_tokens.flatten(1).gather(1, parents)
+        stopped = decoder.observe(chosen, torch.zeros(episodes, 6, dtype=torch.bool), draw(5, 6))
+        trace += [reward, value, value_tokens, stopped]
+    decoder.expand(draw(3, 6, 2))
+    decoder.select(torch.arange(6).expand(episodes, 6).contiguous())
+    return [*trace, decoder.finish(chosen)]
+
+
+FILTERS = [
+    {},
+    {"k_act": 5},
+    {"cdf_act": 0.6},
+    {"k_act": 7, "cdf_act": 0.3},
+    {"cdf_act": 0.0},
+    {"cdf_act": 1.0},
+    {"k_act": 40, "k_obs": 40},
+    {"k_act": 1},
+    {"k_act": 3, "cdf_act": 0.99, "k_obs": 4},
+]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 0.2, 0.6])
+def test_it_gives_what_the_torch_cache_gives(filters: dict[str, Any], scale: float) -> None:
+    """From uniform distributions (scale 0), where the filters meet only ties, to peaked ones."""
+    model, past = make_model(dtype=torch.float64, scale=scale), [2, 0, 1]
+    with torch.inference_mode():
+        ours = walk(native(model, 3, **filters), contexts(past), past, torch.float64)
+        theirs = walk(tokenwise(model, 3, **filters), contexts(past), past, torch.float64)
+    if scale == 0.0 and ("cdf_act" in filters or filters.get("k_act") not in (None, 40)):
+        theirs, ours = theirs[:2], ours[:2]  # which of a hundred equal ones stay is a matter of rounding
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 1), (32, 2), (64, 4), (96, 3), (128, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_width(width: int, heads: int, dtype: torch.dtype) -> None:
+    model, past = make_model(width, heads, dtype), [2, 0, 1]
+    with torch.inference_mode():
+        ours = walk(native(model, 3, k_act=1), contexts(past), past, dtype)
+        theirs = walk(tokenwise(model, 3, k_act=1), contexts(past), past, dtype)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-10}
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **close)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_do_not_depend_on_threads_or_neighbours(threads: int) -> None:
+    """Bit for bit: blocks are cut differently for each number of threads and of episodes."""
+    model, past, before = make_model(), [2, 0, 1, 2], torch.get_num_threads()
+    tokens = contexts(past)
+    with torch.inference_mode():
+        alone = [walk(native(model, 1), tokens[e : e + 1], past[e : e + 1], torch.float32) for e in range(4)]
+        torch.set_num_threads(threads)
+        try:
+            together = walk(native(model, 7), tokens, past, torch.float32)
+        finally:
+            torch.set_num_threads(before)
+    for e in range(4):
+        assert all(torch.equal(a[0], b[e]) for a, b in zip(alone[e], together, strict=True))
+
+
+def test_a_cache_can_be_used_again() -> None:
+    model = make_model()
+    cache = native(model, 3)
+    with torch.inference_mode():
+        fresh = walk(native(model, 2), contexts([1, 2]), [1, 2], torch.float32)
+        walk(cache, contexts([2, 2, 2]), [2, 2, 2], torch.float32)
+        again = walk(cache, contexts([1, 2]), [1, 2], torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, again, strict=True))
+
+
+def test_what_it_cannot_compute_is_refused() -> None:
+    with pytest.raises(NativeUnavailableError, match="bfloat16"):
+        native(make_model(dtype=torch.bfloat16), 1)
+    with pytest.raises(NativeUnavailableError, match="embed_dim = 10"):
+        native(make_model(width=10, heads=2), 1)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load_library.cache_clear()
+    yield tmp_path / "tt-ray"
+    build.load_library.cache_clear()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
+@pytest.mark.parametrize("march", ["x86-64", "haswell"])
+def test_narrower_vectors_give_the_same(
+    march: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if march == "haswell" and "avx2" not in build._processor():
+        pytest.skip("this processor has no AVX2")
+    flags = [f"-march={march}" if flag == "-march=native" else flag for flag in build.FLAGS]
+    monkeypatch.setattr(build, "FLAGS", tuple(flags))
+    assert build.load_library().tt_ray_vector_bytes() == {"x86-64": 16, "haswell": 32}[march]
+    test_any_width(96, 3, torch.float32)
+    test_it_gives_what_the_torch_cache_gives({"k_act": 7, "cdf_act": 0.3}, 0.6)
+
+
+def test_the_library_is_compiled_once(empty_cache: Path) -> None:
+    build.load_library()
+    (library,) = empty_cache.iterdir()
+    made = library.stat().st_mtime_ns
+    build.load_library.cache_clear()
+    build.load_library()
+    assert [path.stat().st_mtime_ns for path in empty_cache.iterdir()] == [made]
+
+
+def test_without_a_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(empty_cache))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(NativeUnavailableError, match="no C\\+\\+ compiler"):
+        build.load_library()
+
+
+def test_a_compiler_that_fails_leaves_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "FLAGS", ("-std=c++17", "-DkTileRows=error"))
+    with pytest.raises(NativeUnavailableError, match=r"failed: .*error"):
+        build.load_library()
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_a_damaged_library_is_named(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.load_library()
+    (library,) = empty_cache.iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "tt-ray").mkdir(parents=True)
+    (elsewhere / "tt-ray" / library.name).write_bytes(b"not a library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere))
+    build.load_library.cache_clear()
+    with pytest.raises(NativeUnavailableError, match=library.name):
+        build.load_library()

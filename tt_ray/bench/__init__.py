@@ -1,0 +1,1 @@
+"""Speed of planning and training on this machine, against what the machine can do at most."""

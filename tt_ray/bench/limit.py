@@ -1,0 +1,71 @@
+"""What the machine can do at most: its rate of matrix products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tt_ray.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Rates in GFLOP/s (1e9 operations a second)."""
+
+    square: float
+    """Of a large square product."""
+    shapes: float
+    """Of the model's own products, the best of several numbers of rows."""
+
+    @property
+    def gflops(self) -> float:
+        """The larger of the two: what shares are of."""
+        return max(self.square, self.shapes)
+
+
+def measure_limit(model: ModelConfig, device: torch.device, size: int = 2048, repeats: int = 5) -> Limit:
+    """Best of `repeats` runs each, with torch's threads; float32 on a CPU, bfloat16 on a GPU."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cuda":
+        size *= 4
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    square = _rate(lambda: a @ b, 2.0 * size**3, device, repeats)
+    return Limit(square, max(_shapes(model, rows, device, dtype, repeats) for rows in (64, 256, 1024, 4096)))
+
+
+def _shapes(model: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """Rate of one layer's four products on `rows` rows, a few layers in a run."""
+    width, again = model.embed_dim, max(1, 8192 // rows)
+    sizes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    pairs = [
+        (torch.randn(rows, i, device=device, dtype=dtype), torch.randn(i, o, device=device, dtype=dtype))
+        for i, o in sizes
+    ]
+
+    def layers() -> None:
+        for _ in range(again):
+            for x, weight in pairs:
+                torch.mm(x, weight)
+
+    return _rate(layers, again * sum(2.0 * rows * i * o for i, o in sizes), device, repeats)
+
+
+def _rate(run: Callable[[], object], operations: float, device: torch.device, repeats: int) -> float:
+    run()
+    best = float("inf")
+    for _ in range(repeats):
+        synchronize(device)
+        started = time.perf_counter()
+        run()
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return operations / best / 1e9
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
