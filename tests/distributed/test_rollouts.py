@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray
 
+from tt_ray.distributed import rollouts
 from tt_ray.distributed.rollouts import LeaseQueue, WorkerFactory, evaluate_seeds
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult, run_episodes
@@ -152,6 +153,16 @@ def test_few_episodes_are_spread_over_the_actors(ray_local, tmp_path):
 def test_results_are_in_the_order_of_the_seeds(ray_local, tmp_path):
     seeds = [9, 2, 30, 4]
     assert [result.seed for result in evaluate_seeds(seeds, Factory(tmp_path), actors=2)] == seeds
+
+
+@pytest.mark.ray
+def test_steps_are_told_also_while_results_stream_in(ray_local, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollouts, "_POLL", 0.3)  # on the driver; a result comes every 0.05 s
+    told: list[int] = []
+    evaluate_seeds(range(70), Factory(tmp_path, step_seconds=0.02), actors=2, on_steps=told.append)
+    assert told
+    assert 0 < told[0] <= 350
+    assert told == sorted(set(told))
 
 
 @pytest.mark.ray

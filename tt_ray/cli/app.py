@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from tt_ray.cli.bench import bench
 from tt_ray.cli.data import data_app
 from tt_ray.cli.view import Bars, console, errors, plain_table, result_table, runs_table, times_table
 from tt_ray.config import ExperimentConfig
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command()(bench)
 
 File = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 Overrides = Annotated[

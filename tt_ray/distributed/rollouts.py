@@ -164,7 +164,7 @@ class _Pool:
         on_steps: Callable[[int], None] | None,
     ) -> None:
         self._on_steps = on_steps
-        self._steps, self._stepped = 0, time.monotonic()
+        self._steps, self._stepped, self._looked = 0, time.monotonic(), time.monotonic()
         self.received: dict[int, EpisodeResult] = {}
         self._seeds = seeds
         self._cpus, self._gpus, self._max_tries = cpus, gpus, max_tries
@@ -180,9 +180,16 @@ class _Pool:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._leases = (
             ray.remote(LeaseQueue)
-            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+            .options(
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+                scheduling_strategy=here,
+                enable_task_events=False,  # else Ray's head keeps a record of every lease
+            )
             .remote(list(seeds))
         )
+        self._asked = self._leases.steps.remote()
 
     def results(self, actors: int) -> Iterator[EpisodeResult]:
         """Every seed's result, once, as it arrives."""
@@ -192,7 +199,8 @@ class _Pool:
             if not self._streams:
                 self._requeue(self._missing())
             ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_POLL)
-            if not ready:
+            # By the clock: many actors leave no moment without a result.
+            if time.monotonic() - self._looked > _POLL:
                 self._look()
             for stream in ready:
                 result = self._advance(stream)
@@ -219,7 +227,8 @@ class _Pool:
 
     def _start_idle(self) -> None:
         """Set idle actors to work, each with its share of what is missing at most: no actor takes it all."""
-        limit = math.ceil(len(self._missing()) / len(self._workers))
+        missing = len(self._seeds) - len(self.received)
+        limit = math.ceil(missing / len(self._workers))
         for worker in self._idle:
             run = worker.handle.run.options(num_returns="streaming")
             self._streams[run.remote(worker.number, self._leases, self._make_worker, limit)] = worker
@@ -284,7 +293,12 @@ class _Pool:
 
     def _look(self) -> None:
         """Tell how far the actors are, and say so when nothing moves."""
-        steps = ray.get(self._leases.steps.remote())
+        self._looked = time.monotonic()
+        steps = self._steps
+        # What was asked at an earlier look: results are never held up for it, however busy the host.
+        if ray.wait([self._asked], timeout=0)[0]:
+            steps = ray.get(self._asked)
+            self._asked = self._leases.steps.remote()
         if steps != self._steps:
             self._steps, self._stepped = steps, time.monotonic()
             if self._on_steps is not None:
