@@ -169,7 +169,7 @@ def losses_of_two_steps(folder: Path, rank: int, dropout: float) -> list[float]:
     one = {name: getattr(job.train, name)[:1] for name in ("starts", "ends", "terminated")}
     job = replace(job, train=replace(job.train, **one))
     trainer = Trainer(job, folder, Curve(), Workers(rank, 2, lambda tensor: None), torch.device("cpu"))
-    return [float(trainer._update(step)[0].weighted) for step in range(2)]
+    return [float(trainer.update(step)[0].weighted) for step in range(2)]
 
 
 def test_dropout_masks_differ_between_ranks_and_steps_but_not_between_runs(tmp_path: Path) -> None:

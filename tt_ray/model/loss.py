@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,12 @@ class LossSums:
     """[4] unweighted sums by `Kind`."""
     counts: Tensor
     """[4] targets of each kind."""
+
+    @classmethod
+    def total(cls, parts: Sequence[LossSums]) -> LossSums:
+        """Sums over all of a batch's parts, without gradients."""
+        columns = zip(*((part.weighted, part.by_kind, part.counts) for part in parts), strict=True)
+        return cls(*(torch.stack(column).detach().sum(0) for column in columns))
 
     def metrics(self) -> dict[str, float]:
         """Mean loss in all and by kind, per target."""

@@ -6,6 +6,7 @@ taken up at a checkpoint takes the steps that the uninterrupted run would have t
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -34,9 +35,15 @@ from tt_ray.model.checkpoint import (
 )
 from tt_ray.model.loss import LossSums, kind_weights, loss_sums, target_kinds
 from tt_ray.model.transformer import TrajectoryTransformer
+from tt_ray.training.cpu import training_logits
 from tt_ray.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
 
+logger = logging.getLogger(__name__)
+
 Log = Callable[[Mapping[str, float], int], None]
+
+CPU_CHUNK = 32
+"""Windows that a CPU treats at once: what a layer keeps of more of them leaves its caches."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,9 @@ class Trainer:
         self.train, self.validation = job.train.to(device), job.validation.to(device)
         self.weights = kind_weights(job.training, device)
         self.kinds = target_kinds(job.layout, self.model.max_tokens, device)
+        self.on_cpu = device.type == "cpu"
+        self.chunk = CPU_CHUNK if self.on_cpu else job.training.batch_size
+        self._training_sums = self._eager_sums if self.on_cpu else self._compiled_sums()
         self.first_step = self._restore()
 
     def run(self) -> None:
@@ -103,7 +113,7 @@ class Trainer:
         training = self.job.training
         started, since = time.perf_counter(), self.first_step
         for step in range(self.first_step, training.steps):
-            sums, norm = self._update(step)
+            sums, norm = self.update(step)
             done = step + 1
             if done % training.log_every == 0 or done == training.steps:
                 self._log_training(sums, norm, step, (done - since) / (time.perf_counter() - started))
@@ -113,7 +123,7 @@ class Trainer:
                 self._checkpoint(done)
                 started += time.perf_counter() - pause
 
-    def _update(self, step: int) -> tuple[LossSums, Tensor]:
+    def update(self, step: int) -> tuple[LossSums, Tensor]:
         """One step on this worker's shard of the batch; the loss is a mean over the whole batch's targets."""
         job = self.job
         batch = batch_of_step(job.seed, step, job.training.batch_size, len(self.train))
@@ -121,26 +131,56 @@ class Trainer:
         torch.manual_seed(_stream(job.seed, step, self.workers.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(job.training, step)
-        self.optimizer.zero_grad(set_to_none=False)
-        sums = self._loss(self.train, batch[self.workers.shard(len(batch))])
-        (sums.weighted / targets).backward()
-        sums = self._add_up(sums)
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = batch[self.workers.shard(len(batch))]
+        parts = []
+        for chunk in np.array_split(mine, math.ceil(len(mine) / self.chunk)):
+            inputs, labels, mask = self._gather(self.train, chunk)
+            sums = self._training_sums(inputs, labels, mask)
+            (sums.weighted / targets).backward()
+            parts.append(sums)
+        sums = self._add_up(LossSums.total(parts))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), job.training.gradient_clip)
         self.optimizer.step()
         return sums, norm
 
-    def _loss(self, windows: WindowSet, indices: np.ndarray) -> LossSums:
-        inputs, targets, mask = windows.gather(torch.from_numpy(indices).to(self.device))
-        with self._autocast():
-            logits = self.model(inputs)
+    def _gather(self, windows: WindowSet, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        return windows.gather(torch.from_numpy(indices).to(self.device))
+
+    def _eager_sums(self, inputs: Tensor, targets: Tensor, mask: Tensor) -> LossSums:
+        """Loss of the model in its present mode."""
+        if self.model.training and self.on_cpu:
+            logits = training_logits(self.model, inputs)
+        else:
+            with self._autocast():
+                logits = self.model(inputs)
         return loss_sums(logits, targets, mask, self.kinds, self.weights)
+
+    def _compiled_sums(self) -> Callable[[Tensor, Tensor, Tensor], LossSums]:
+        """`_eager_sums` compiled, or from the first call on as it is where that fails."""
+        compiled = torch.compile(self._eager_sums, dynamic=False)
+
+        def first(inputs: Tensor, targets: Tensor, mask: Tensor) -> LossSums:
+            try:
+                # A rehearsal, as the backward pass may fail too; it leaves the random streams as they were.
+                with torch.random.fork_rng():
+                    compiled(inputs, targets, mask).weighted.backward()
+                self._training_sums = compiled
+            except Exception as error:  # whatever a compiler on an unknown machine may raise
+                cause = str(error).strip().partition("\n")[0]
+                logger.warning("training steps are not compiled: %s: %s", type(error).__name__, cause)
+                self._training_sums = self._eager_sums
+            self.optimizer.zero_grad(set_to_none=True)
+            return self._training_sums(inputs, targets, mask)
+
+        return first
 
     def _add_up(self, sums: LossSums) -> LossSums:
         """Gradients and loss summed over the workers, in one exchange."""
         if self.workers.add_up is None:
             return sums
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        parts = [*gradients, sums.weighted.detach(), sums.by_kind.detach(), sums.counts]
+        parts = [*gradients, sums.weighted, sums.by_kind, sums.counts]
         flat = torch.cat([part.reshape(-1) for part in parts])
         self.workers.add_up(flat)
         pieces = flat.split([part.numel() for part in parts])
@@ -160,7 +200,7 @@ class Trainer:
         self.model.eval()
         for chunk in np.array_split(mine, max(1, math.ceil(len(mine) / 64))):
             if len(chunk):
-                sums = self._loss(self.validation, chunk)
+                sums = self._eager_sums(*self._gather(self.validation, chunk))
                 totals += torch.cat([sums.weighted[None], sums.by_kind, sums.counts])
         self.model.train()
         if self.workers.add_up is not None:
@@ -200,6 +240,7 @@ class Trainer:
         return checkpoint.step
 
     def _autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 on a GPU; what stays float32 there is exact, as torch's default leaves TF32 off."""
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
 
