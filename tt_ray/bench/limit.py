@@ -18,12 +18,15 @@ from tt_ray.config import ModelConfig
 
 @dataclass(frozen=True)
 class Limit:
-    """Rates in GFLOP/s (1e9 operations a second)."""
+    """Rates in GFLOP/s (1e9 operations a second), by the library that has the best one."""
 
+    library: str
     square: float
     """Of a large square product."""
     shapes: float
     """Of the model's own products, the best of several numbers of rows."""
+    others: dict[str, float]
+    """The larger of the two by other libraries."""
 
     @property
     def gflops(self) -> float:
@@ -35,26 +38,25 @@ def measure_limit(model: ModelConfig, device: torch.device, size: int = 2048, re
     """Best of `repeats` runs each, with torch's threads; float32 on a CPU, bfloat16 on a GPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     size *= 4 if device.type == "cuda" else 1
-    best = {"square": 0.0, "shapes": 0.0}
-    for product in _products(device):
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        rate = _rate(functools.partial(product, a, b), 2.0 * size**3, device, repeats)
-        best["square"] = max(best["square"], rate)
-        for rows in (64, 256, 1024, 4096):
-            rate = _shapes(product, model, rows, device, dtype, repeats)
-            best["shapes"] = max(best["shapes"], rate)
-    return Limit(**best)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    rates: dict[str, tuple[float, float]] = {}
+    for name, product in _products(device).items():
+        square = _rate(functools.partial(product, a, b), 2.0 * size**3, device, repeats)
+        shapes = (_shapes(product, model, rows, device, dtype, repeats) for rows in (64, 256, 1024, 4096))
+        rates[name] = square, max(shapes)
+    best = max(rates, key=lambda name: max(rates[name]))
+    return Limit(best, *rates[best], {name: max(rate) for name, rate in rates.items() if name != best})
 
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(a [m, k], b [n, k]) -> a times b transposed, as a linear layer has it."""
 
 
-def _products(device: torch.device) -> list[Product]:
-    products: list[Product] = [lambda a, b: torch.mm(a, b.t())]
+def _products(device: torch.device) -> dict[str, Product]:
+    products: dict[str, Product] = {"torch.mm": lambda a, b: torch.mm(a, b.t())}
     has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if device.type == "cpu" and has_onednn:
-        products.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+        products["oneDNN"] = lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return products
 
 

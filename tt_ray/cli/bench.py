@@ -44,6 +44,8 @@ def bench(
     cases, parts = _chosen(full, only)
     if decoder not in ("auto", "native", "compiled", "eager"):
         raise UserError(f"--decoder {decoder}: must be auto, native, compiled or eager")
+    if json is not None and not json.absolute().parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {json.parent}")
     place = _device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
     with console.status("measuring matrix products"):
@@ -89,10 +91,12 @@ def _show_limit(limit: Limit, device: Any) -> None:
     import torch
 
     where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    others = "".join(f"; {name} alone {rate:.1f}" for name, rate in limit.others.items())
     console.print(
-        f"limit: {limit.gflops:.1f} GFLOP/s on {where} "
-        f"(large square product {limit.square:.1f}, the model's own shapes {limit.shapes:.1f})",
+        f"limit: {limit.gflops:.1f} GFLOP/s by {limit.library} on {where} (large square product "
+        f"{limit.square:.1f}, the model's own shapes {limit.shapes:.1f}){others}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -142,7 +146,7 @@ def _speed_table(rows: Sequence[SpeedRow]) -> Table:
     ]
     cells = [
         [
-            f"{row.kind} {row.configuration}",
+            row.configuration if row.kind == "plan" else f"train {row.configuration}",
             row.episodes,
             f"{row.per_second:,.2f}" if row.kind == "plan" else f"{row.per_second:,.0f}",
             "-" if row.p50_ms is None else f"{row.p50_ms:,.0f}/{row.p95_ms:,.0f}",

@@ -268,7 +268,8 @@ class Block {
             });
             if (kind == kCandidates)
                 for (int64_t row = 0; row < rows; row++) score_tail(layer, head, row, query + row * ldq);
-            for (int64_t row = 0; row < rows; row++) soften(row);
+            S shares[kBlockRows];
+            for (int64_t row = 0; row < rows; row++) shares[row] = soften(row);
             multiply_plain(tiled, scores, keys, prefix_values(layer, head), w, cache.prefix_padded, w, mixed,
                            heads_width);
             for_nodes(layer, head, &Block::node_values, [&](auto count, int64_t row, int64_t t, const S *node) {
@@ -283,6 +284,8 @@ class Block {
             });
             if (kind == kCandidates)
                 for (int64_t row = 0; row < rows; row++) mix_tail(layer, head, row, mixed + row * heads_width);
+            for (int64_t row = 0; row < rows; row++)
+                for (int64_t i = 0; i < w; i++) mixed[row * heads_width + i] *= shares[row];
         }
     }
 
@@ -323,8 +326,8 @@ class Block {
         mix_node<S, 1>(&weights, value, net.head_padded, heads_width, index + 1, &mixed);
     }
 
-    // Scores to weights, with what is hidden at 0.
-    void soften(int64_t row) {
+    // Scores to weights, with what is hidden at 0; returns the factor that makes them sum to 1.
+    S soften(int64_t row) {
         S *scores = scratch.scores.data() + row * keys, *bias = scratch.bias.data();
         if (kind == kPrefix) {  // causal: a row sees no place after its own
             const S hidden = -std::numeric_limits<S>::infinity();
@@ -344,7 +347,6 @@ class Block {
             F::store(scores + i, weight);
             total += weight;
         }
-        const S share = S(1) / F::sum(total);
-        for (int64_t i = 0; i < keys; i += F::lanes) F::store(scores + i, F::load(scores + i) * share);
+        return S(1) / F::sum(total);
     }
 };
