@@ -49,6 +49,7 @@ class Allocation:
     workers: int
     gpus_per_worker: float
     evaluation_actors: int
+    """0: episodes run in the process that asks for them."""
     cpus_per_actor: float
     gpus_per_actor: float
 

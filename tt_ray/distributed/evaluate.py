@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,13 @@ from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.rollouts import evaluate_seeds
 from tt_ray.errors import UserError
 from tt_ray.evaluation.environments import check_compatible, make_environment
-from tt_ray.evaluation.rollout import EpisodeResult, LinearPolicy, Policy, RandomPolicy
+from tt_ray.evaluation.rollout import (
+    EpisodeResult,
+    LinearPolicy,
+    Policy,
+    RandomPolicy,
+    run_episodes,
+)
 from tt_ray.evaluation.scores import ScoreSummary
 from tt_ray.model.checkpoint import load_checkpoint
 from tt_ray.planning.engine import PlanningEngine
@@ -195,6 +201,27 @@ class EpisodeFile:
         return [EpisodeResult.from_json(json.loads(line)) for line in whole.splitlines()]
 
 
+def episodes_here(
+    worker: Worker, seeds: Sequence[int], on_steps: Callable[[int], None] | None = None
+) -> Iterator[EpisodeResult]:
+    """Results as they finish of one episode for each of `seeds`, run in this process.
+
+    `on_steps` is told how many environment steps have been taken so far.
+    """
+    if not seeds:
+        return
+    waiting, taken = iter(seeds), 0
+    policy, make = worker()
+
+    def count(steps: int) -> None:
+        nonlocal taken
+        taken += steps
+        if on_steps is not None:
+            on_steps(taken)
+
+    yield from run_episodes(policy, make, lambda: next(waiting, None), on_steps=count)
+
+
 def evaluate(
     worker: Worker,
     seeds: Sequence[int],
@@ -206,7 +233,10 @@ def evaluate(
     on_result: Callable[[EpisodeResult], None] | None = None,
     on_steps: Callable[[int], None] | None = None,
 ) -> tuple[list[EpisodeResult], int]:
-    """Results of `seeds` in order, and how many `folder` had already; the others are run and kept there."""
+    """Results of `seeds` in order, and how many `folder` had already; the others are run and kept there.
+
+    An allocation without evaluation actors runs them in this process.
+    """
     file = EpisodeFile(folder)
     missing = [seed for seed in seeds if seed not in file.results]
 
@@ -215,14 +245,18 @@ def evaluate(
         if on_result is not None:
             on_result(result)
 
-    evaluate_seeds(
-        missing,
-        worker,
-        actors=min(allocation.evaluation_actors, max(1, math.ceil(len(missing) / slots))),
-        cpus_per_actor=allocation.cpus_per_actor,
-        gpus_per_actor=allocation.gpus_per_actor,
-        max_tries=max_tries,
-        on_result=keep,
-        on_steps=on_steps,
-    )
+    if allocation.evaluation_actors == 0:
+        for result in episodes_here(worker, missing, on_steps):
+            keep(result)
+    else:
+        evaluate_seeds(
+            missing,
+            worker,
+            actors=min(allocation.evaluation_actors, max(1, math.ceil(len(missing) / slots))),
+            cpus_per_actor=allocation.cpus_per_actor,
+            gpus_per_actor=allocation.gpus_per_actor,
+            max_tries=max_tries,
+            on_result=keep,
+            on_steps=on_steps,
+        )
     return [file.results[seed] for seed in seeds], len(seeds) - len(missing)
