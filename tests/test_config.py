@@ -267,6 +267,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "resources.gpus_per_worker": (0.5, NOTHING),
     "resources.evaluation_actors": (2, NOTHING),
     "resources.episodes_per_actor": (2, NOTHING),
+    "resources.decoder": ("eager", NOTHING),
     "resources.storage": ("elsewhere", NOTHING),
     "resources.max_failures": (0, NOTHING),
     "tracking.uri": ("http://127.0.0.1:5000", NOTHING),

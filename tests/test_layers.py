@@ -15,7 +15,9 @@ PACKAGE = Path(tt_ray.__file__).parent
 LEVELS = [
     {"errors"},
     {"config", "strict_yaml", "locks"},
-    {"experiment_file"},
+    {"experiment_file", "search"},
+    {"search_section"},
+    {"sweep_file"},
     {"data"},
     {"model"},
     {"training", "planning"},
