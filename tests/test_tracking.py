@@ -396,6 +396,8 @@ def test_journal_of_a_run_without_mlflow_can_be_sent_later(
     with tracker.start("trial", tmp_path / "a", params={"x": 1}, parent=parent.identity) as child:
         child.log({"loss": 1.0}, 1)
     parent.finish()
+    with pytest.raises(UserError, match=r"does not take what earlier runs left: .*/z: "):
+        send_leftovers(tmp_path, "http://127.0.0.1:1")
     assert send_leftovers(tmp_path, database) == 2
     assert send_leftovers(tmp_path, database) == 0
     table = results_table(request.node.name, database)

@@ -237,11 +237,14 @@ def test_a_run_is_evaluated_from_its_artifact(first: Outcome, folder: Path, tmp_
     run = runs(folder / "mlflow.db")["tiny seed 0"]
     hidden = (folder / "runs").rename(folder / "hidden")
     try:
-        outcome = tt_ray(
-            tmp_path,
-            *("evaluate", run.info.run_id, "planner.horizon=1", "evaluation.episodes=2", "name=short"),
-            MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db",
-        )
+        store = f"sqlite:///{folder}/mlflow.db"
+        arguments = ("evaluate", run.info.run_id, "evaluation.episodes=2", f"tracking.uri={store}")
+        outcome = tt_ray(tmp_path, *arguments, "planner.horizon=1", "name=short")
+        kept = tmp_path / "runs" / "downloads"
+        (downloaded,) = kept.iterdir()
+        made = downloaded.stat().st_mtime_ns
+        succeeded(tt_ray(tmp_path, *arguments, "planner.horizon=2", "name=longer"))
+        assert [path.stat().st_mtime_ns for path in kept.iterdir()] == [made]  # downloaded once
     finally:
         hidden.rename(folder / "runs")
     assert results(succeeded(outcome))["planner"][0] == "2"

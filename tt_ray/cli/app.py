@@ -15,7 +15,7 @@ import typer
 from tt_ray.cli.bench import bench
 from tt_ray.cli.data import data_app
 from tt_ray.cli.view import Bars, console, errors, plain_table, result_table, runs_table, times_table
-from tt_ray.config import ExperimentConfig
+from tt_ray.config import ExperimentConfig, ResourcesConfig
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import load_experiment
 
@@ -121,7 +121,12 @@ def evaluate(
     from tt_ray.tracking import download_checkpoint
 
     started = time.perf_counter()
-    path = find_folder(target) or download_checkpoint(target, _connect(None, must_exist=True))
+    path = find_folder(target)
+    if path is None:
+        given = dict(override.split("=", 1) for override in overrides or [] if "=" in override)
+        uri = _connect(given.get("tracking.uri"), must_exist=True)
+        storage = Path(given.get("resources.storage", ResourcesConfig().storage))
+        path = download_checkpoint(target, uri, storage / "downloads")
     config, spec, seed = load_for_evaluation(path, overrides or [])
     line = Line(config, Bars())
     line.use(spec)

@@ -314,16 +314,27 @@ def dataset_input(record: Record) -> Any:
 def send_leftovers(root: Path | str, uri: str) -> int:
     """Send what runs in folders below `root` could not send when they ended; how many runs that was.
 
-    Runs that another process holds are left to it. Raises what MLflow raises.
+    Runs that another process holds are left to it. `UserError` where MLflow does not take them.
     """
     found = [(path.parent, RunState.load(path.parent)) for path in sorted(Path(root).rglob("run.json"))]
     runs = [(folder, state) for folder, state in found if state is not None]
-    sent = 0
+    sent, problems = 0, list[str]()
     for folder, state in sorted(runs, key=lambda run: run[1].parent is not None):  # a child needs its parent
         journal = folder / "journal.jsonl"
         complete = state.uri == uri and journal.exists() and journal.stat().st_size == state.offset
         if not complete or state.pending:
             with suppress(UserError), exclusive(folder, "its command sends it"):
-                Shipper(folder, state, uri).sync()
-                sent += 1
+                problem = _sync(Shipper(folder, state, uri))
+                sent += problem is None
+                problems += [] if problem is None else [f"{folder}: {one_line(problem)}"]
+    if problems:
+        raise UserError(f"MLflow at {uri} does not take what earlier runs left: {problems[0]}")
     return sent
+
+
+def _sync(shipper: Shipper) -> Exception | None:
+    try:
+        shipper.sync()
+    except Exception as error:  # whatever MLflow's client raises
+        return error
+    return None

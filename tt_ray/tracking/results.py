@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +43,11 @@ def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
     return pd.DataFrame(rows, index=index, columns=["run", "parent", "status", "seed", *METRICS, *differing])
 
 
-def download_checkpoint(run_id: str, uri: str) -> Path:
-    """An MLflow run's checkpoint folder: where it was written if that is here, else its artifact, downloaded.
+def download_checkpoint(run_id: str, uri: str, folder: Path) -> Path:
+    """An MLflow run's checkpoint folder: where it was written if that is here, else its artifact.
 
-    `UserError` when there is no such run, or it has no checkpoint.
+    The artifact is downloaded to `folder`/RUN_ID, once. `UserError` when there is no such run, or it has no
+    checkpoint.
     """
     prepare_environment()
     from mlflow import MlflowClient
@@ -55,7 +58,13 @@ def download_checkpoint(run_id: str, uri: str) -> Path:
         written = Path(client.get_run(run_id).data.tags.get("checkpoint", ""))
         if written.name and written.is_dir():
             return written
-        return Path(client.download_artifacts(run_id, "checkpoint"))
+        kept = folder / run_id
+        if not kept.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+                client.download_artifacts(run_id, "checkpoint", temporary)
+                os.replace(Path(temporary) / "checkpoint", kept)
+        return kept
     except (MlflowException, OSError) as error:
         raise UserError(
             f"no checkpoint for MLflow run {run_id!r} at {uri} ({one_line(error)}): "
