@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,13 +16,14 @@ from tt_ray.data.tokens import TokenLayout
 from tt_ray.model.transformer import TrajectoryTransformer, visibility
 from tt_ray.training import cpu
 from tt_ray.training.cpu import CausalAttention, Dropout, Product, training_logits
+from tt_ray.training.native import require_native
 
 LAYOUT = TokenLayout(observation_dim=2, action_dim=1, num_bins=6)  # D = 5
 
 
 def make_model(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> TrajectoryTransformer:
     torch.manual_seed(0)
-    config = ModelConfig(num_layers=2, num_heads=2, embed_dim=8, context_transitions=9, dropout=dropout)
+    config = ModelConfig(num_layers=2, num_heads=2, embed_dim=16, context_transitions=9, dropout=dropout)
     model = TrajectoryTransformer(config, LAYOUT).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -30,6 +35,16 @@ def tokens_of(length: int) -> Tensor:
     return torch.randint(0, 7, (3, length), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(params=["native", "torch"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of layers in turn."""
+    if request.param == "native":
+        require_native(make_model(dtype=torch.float32))
+    else:
+        monkeypatch.setattr(cpu, "_is_native", lambda model: False)
+
+
+@pytest.mark.usefixtures("layers")
 @pytest.mark.parametrize("length", [1, 5, 14, 31, 44])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_equals_the_model(length: int, dtype: torch.dtype) -> None:
@@ -108,6 +123,7 @@ def test_attention_drops_weights_after_the_softmax(length: int) -> None:
         torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("layers")
 def test_masks_are_torchs_seeds() -> None:
     model, tokens = make_model(dropout=0.2), tokens_of(44)
 
@@ -119,6 +135,7 @@ def test_masks_are_torchs_seeds() -> None:
     assert not torch.equal(logits(3), logits(4))
 
 
+@pytest.mark.usefixtures("layers")
 def test_dropout_is_as_strong_as_the_models_own() -> None:
     """The spread of a logit over masks, on both paths."""
     model, tokens = make_model(dropout=0.2, dtype=torch.float32).train(), tokens_of(20)[:1].expand(20_000, 20)
@@ -128,3 +145,24 @@ def test_dropout_is_as_strong_as_the_models_own() -> None:
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0.1, atol=0)  # heavy tails
     spread = theirs.std(0) / math.sqrt(10_000)
     assert float(((ours.mean(0) - theirs.mean(0)).abs() / spread).max()) < 5
+
+
+FAULTS = """
+import resource, torch
+from tt_ray.training.cpu import keep_freed_memory
+keep_freed_memory()
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(5 << 18).fill_(1.0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_used_again() -> None:
+    """An array of 1,280 pages, again and again, in a process that begins by keeping nothing."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    faults = [int(line) for line in done.stdout.split()]
+    assert sum(faults[4:]) < 1_280

@@ -1,6 +1,7 @@
 """The training pass for CPUs: what TrajectoryTransformer computes, in operations that are quick there.
 
-Three things make it quick. Products go to oneDNN, whose float32 kernels use AVX-512 on every CPU that has it
+The layers are native code (see `native`), or where that cannot be compiled torch's operations, made quick by
+three things. Products go to oneDNN, whose float32 kernels use AVX-512 on every CPU that has it
 (MKL, behind torch's own, only on Intel's: on AMD Zen 5 that is 2.3 times). Dropout takes its masks from a
 vector of random bits (torch draws them one at a time, a quarter of a step). Attention skips the blocks that
 the causal mask hides. Sequences are padded to whole transitions: 160 tokens, not 159.
@@ -10,6 +11,10 @@ Shape letters: b windows, T tokens (whole transitions), d embed_dim, h heads, w 
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import logging
+import os
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -19,10 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tt_ray.model.native import NativeUnavailableError
 from tt_ray.model.transformer import Block, TrajectoryTransformer, visibility
+from tt_ray.training.native import NativeLayer, require_native
+
+logger = logging.getLogger(__name__)
 
 QUERY_BLOCK = 32
 """Queries that attention treats at once: they read no key after the last of them."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 _STEPS = 1 << 16  # dropout rates are multiples of 1 / 65,536
 
 
@@ -30,16 +40,21 @@ class Dropout:
     """Dropout masks of one forward pass, from a stream that torch's generator seeds."""
 
     def __init__(self, rate: float) -> None:
-        dropped = min(round(rate * _STEPS), _STEPS - 1)
-        self.scale = _STEPS / (_STEPS - dropped)
+        self.dropped = min(round(rate * _STEPS), _STEPS - 1)
+        """How many of 65,536 are dropped."""
+        self.scale = _STEPS / (_STEPS - self.dropped)
         """Factor on what is kept, so that the mean stays."""
-        self._threshold = dropped - _STEPS // 2
+        self._threshold = self.dropped - _STEPS // 2
         self._bits = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, ()))))
 
     @property
     def active(self) -> bool:
         """Whether anything is dropped."""
-        return self.scale > 1.0
+        return self.dropped > 0
+
+    def seed(self) -> int:
+        """Seed of masks that someone else draws."""
+        return int(self._bits.integers(1 << 63))
 
     def mask(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Ones and zeros, each zero with the rate's probability, independent of all others."""
@@ -63,7 +78,34 @@ def training_logits(model: TrajectoryTransformer, tokens: Tensor) -> Tensor:
     x = F.pad(model.embed(tokens, index % slots, index), (0, 0, 0, -length % slots))
     if drop.active:
         x = x * (drop.mask(x.shape, x.dtype) * drop.scale)
-    hidden = ~visibility(x.shape[1], slots)
+    if _is_native(model):
+        for block in model.blocks:
+            assert isinstance(block, Block)
+            x = NativeLayer.of(block, x, slots, drop.dropped, drop.seed())
+    else:
+        x = _layers(model, x, drop)
+    by_slot = model.final_norm(x).unflatten(1, (-1, slots)).flatten(0, 1).transpose(0, 1)
+    logits = torch.bmm(by_slot, model.head.transpose(1, 2)).transpose(0, 1)
+    return logits.reshape(len(tokens), -1, logits.shape[-1])[:, :length]
+
+
+def _is_native(model: TrajectoryTransformer) -> bool:
+    try:
+        require_native(model)
+    except NativeUnavailableError as reason:
+        _log_once(f"training steps are not native code: {reason}")
+        return False
+    return True
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _layers(model: TrajectoryTransformer, x: Tensor, drop: Dropout) -> Tensor:
+    """All blocks of the model on whole transitions x [b, T, d], in torch's operations."""
+    hidden = ~visibility(x.shape[1], model.layout.slots)
     bias = torch.zeros(hidden.shape, dtype=x.dtype).masked_fill(hidden, float("-inf"))
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -72,9 +114,20 @@ def training_logits(model: TrajectoryTransformer, tokens: Tensor) -> Tensor:
         mixed = CausalAttention.apply(qkv, attention.num_heads, bias, drop)
         x = drop.add(x, linear(attention.proj, mixed))
         x = drop.add(x, linear(narrow, gelu(linear(widen, block.ln2(x)))))
-    by_slot = model.final_norm(x).unflatten(1, (-1, slots)).flatten(0, 1).transpose(0, 1)
-    logits = torch.bmm(by_slot, model.head.transpose(1, 2)).transpose(0, 1)
-    return logits.reshape(len(tokens), -1, logits.shape[-1])[:, :length]
+    return x
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Make glibc keep up to 256 MiB that this process frees.
+
+    It would hand the arrays of a step back to the system, which gives them out again emptied, page by page: a
+    twentieth of a step. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it accepts
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compiles the native decoder for this machine's processor, once, and loads it."""
+"""Compiles native code for this machine's processor, once, and loads it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,29 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch  # noqa: F401  its OpenMP runtime must be loaded first, so that there is one pool of threads
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("decoder.cpp", "attention.h", "block.h", "sampling.h", "vectors.h")
+
+@dataclass(frozen=True)
+class Sources:
+    """What a library is made of."""
+
+    main: Path
+    """The file to compile; the library has its name."""
+    headers: tuple[Path, ...]
+
+
+_FOLDER = Path(__file__).parent
+VECTORS = _FOLDER / "vectors.h"
+DECODER = Sources(
+    _FOLDER / "decoder.cpp",
+    (*(_FOLDER / f"{name}.h" for name in ("attention", "block", "sampling")), VECTORS),
+)
 FLAGS = (
     "-O3",
     "-std=c++17",
@@ -32,12 +48,12 @@ FLAGS = (
 
 
 class NativeUnavailableError(Exception):
-    """Why there is no native decoder here, in one line."""
+    """Why there is no native code here, in one line."""
 
 
 @functools.cache
-def load_library() -> ctypes.CDLL:
-    """The compiled functions; `NativeUnavailableError` where they cannot be had.
+def load_library(sources: Sources = DECODER) -> ctypes.CDLL:
+    """The compiled functions of `sources`; `NativeUnavailableError` where they cannot be had.
 
     The library is kept in the user's cache folder, under a name that changes with the sources, the compiler
     and the processor.
@@ -45,10 +61,10 @@ def load_library() -> ctypes.CDLL:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         raise NativeUnavailableError("no C++ compiler (g++ or clang++) is installed")
-    path = _cache_folder() / f"decoder-{_fingerprint(compiler)}.so"
+    path = _cache_folder() / f"{sources.main.stem}-{_fingerprint(compiler, sources)}.so"
     try:
         if not path.exists():
-            _compile(compiler, path)
+            _compile(compiler, sources, path)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeUnavailableError(f"{path}: {error.strerror or error}") from error
@@ -61,15 +77,13 @@ def _cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "tt-ray"
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, sources: Sources, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
-    source = Path(__file__).with_name(SOURCES[0])
     try:
-        done = subprocess.run(
-            [compiler, *_flags(compiler), str(source), "-o", temporary], capture_output=True, text=True
-        )
+        command = [compiler, *_flags(compiler), str(sources.main), "-o", temporary]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
             raise NativeUnavailableError(f"{compiler} failed: {first}")
@@ -83,11 +97,10 @@ def _flags(compiler: str) -> tuple[str, ...]:
     return (*FLAGS, "-mprefer-vector-width=512") if wide else FLAGS
 
 
-def _fingerprint(compiler: str) -> str:
-    folder = Path(__file__).parent
+def _fingerprint(compiler: str, sources: Sources) -> str:
     digest = hashlib.sha256("\0".join([*_flags(compiler), compiler, _processor()]).encode())
-    for name in SOURCES:
-        digest.update((folder / name).read_bytes())
+    for path in (sources.main, *sources.headers):
+        digest.update(path.read_bytes())
     try:
         digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout)
     except (OSError, subprocess.CalledProcessError) as error:
