@@ -133,10 +133,11 @@ def test_a_sweep_is_not_run_as_an_experiment(load: Callable[..., Sweep]) -> None
         with pytest.raises(UserError) as caught:
             load_experiment("x.yaml", override)
         assert str(caught.value) == (
-            "x.yaml:3: search: is for `tt-ray sweep FILE`, which runs every trial of a search"
+            "x.yaml:3: search: sweeps are not part of this version; "
+            "remove this section and write a file for each run"
         )
     with pytest.raises(
-        UserError, match=r"^override 'search.num_trials=3': search is for `tt-ray sweep FILE`"
+        UserError, match=r"^override 'search.num_trials=3': search: sweeps are not part of this version"
     ):
         load_experiment("x.yaml", ["search.num_trials=3"])
 

@@ -47,7 +47,7 @@ _WORDS = {
 }
 _OPTIONAL = {*SECTIONS, "search"}
 """Keys that may be null, as if they were absent."""
-_SWEEP = "is for `tt-ray sweep FILE`, which runs every trial of a search"
+_SWEEP = "sweeps are not part of this version; remove this section and write a file for each run"
 MISSING_KEY = "this key is required"
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -311,7 +311,7 @@ def _unknown_key(path: KeyPath) -> str:
 def unknown_setting(path: tuple[str, ...]) -> str:
     """What is said of an unknown key in an override, or in a search."""
     if path[0] == "search":
-        return f"search {_SWEEP}"
+        return f"search: {_SWEEP}"
     section = _SECTION_HINTS.get(path[0])
     if section is None:
         meant = _suggestion(".".join(path), [*_HINTS, *_DOTTED_KEYS])
