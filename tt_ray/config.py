@@ -246,7 +246,7 @@ DecoderName = Literal["auto", "native", "compiled", "eager"]
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """What the run may use; nothing here changes what a stage computes."""
+    """What the run may use; nothing here changes what a stage computes, but for a decoder's rounding."""
 
     workers: int | Literal["auto"] = "auto"
     """Training workers; auto: one for each GPU, or else min(2, CPUs)."""

@@ -42,6 +42,9 @@ def test_rows_of_planning_and_training(tmp_path: Path) -> None:
         (("--decoder", "fast"), ("--decoder fast", "native")),
         (("--device", "tpu"), ("--device tpu", "cpu")),
         (("--threads", "0"), ("threads",)),
+        (("--threads", "99999999999"), ("threads",)),
+        (("--json", ""), ("--json",)),
+        (("--json", "/tmp"), ("--json /tmp", "no file")),
         (("--json", "nowhere/rows.json"), ("nowhere",)),
     ],
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tt_ray.config import ModelConfig
 from tt_ray.data.tokens import TokenLayout
+from tt_ray.errors import UserError
 from tt_ray.model.cache import SearchCache
 from tt_ray.model.native import NativeCache, NativeUnavailableError, build
 from tt_ray.model.transformer import TrajectoryTransformer
@@ -139,6 +140,45 @@ def test_a_cache_can_be_used_again() -> None:
         walk(cache, contexts([2, 2, 2]), [2, 2, 2], torch.float32)
         again = walk(cache, contexts([1, 2]), [1, 2], torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(fresh, again, strict=True))
+
+
+def test_weights_are_its_own() -> None:
+    model = make_model()
+    cache = native(model, 1)
+    with torch.inference_mode():
+        before = walk(cache, contexts([1]), [1], torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    with torch.inference_mode():
+        after = walk(cache, contexts([1]), [1], torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_model_ends_its_search(value: float) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.head[:, 3] = value
+    with torch.inference_mode():
+        tokens = walk(native(model, 2, cdf_act=0.6, k_act=5), contexts([1, 2]), [1, 2], torch.float32)[-1]
+    assert tokens.min() >= 0
+    assert tokens.max() <= LAYOUT.stop_token
+
+
+def test_too_many_slots_are_one_line() -> None:
+    with pytest.raises(UserError, match="no memory to plan for 10000000 episodes"):
+        native(make_model(), 10_000_000)
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(NativeUnavailableError, match="XDG_CACHE_HOME"):
+        build._cache_folder()
 
 
 def test_what_it_cannot_compute_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,10 +31,15 @@ def bench(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Also log them to MLflow.")] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores without it.", min=1)] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads; all cores without it.", min=1, max=4 * (os.cpu_count() or 1)),
+    ] = None,
     decoder: Annotated[str, typer.Option(help="auto, native, compiled or eager.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seconds: Annotated[float, typer.Option(help="Spent on each measurement, about.", min=0.0)] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(help="Spent on each measurement, about.", min=0.0, max=3600.0)
+    ] = 3.0,
 ) -> None:
     """Speed of planning and training, as shares of what this machine can do at most."""
     import torch
@@ -44,8 +50,8 @@ def bench(
     cases, parts = _chosen(full, only)
     if decoder not in ("auto", "native", "compiled", "eager"):
         raise UserError(f"--decoder {decoder}: must be auto, native, compiled or eager")
-    if json is not None and not json.absolute().parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {json.parent}")
+    if json is not None:
+        _check_writable(json)
     place = _device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
     with console.status("measuring matrix products"):
@@ -75,6 +81,15 @@ def _chosen(full: bool, only: Sequence[str] | None) -> tuple[dict[str, tuple[int
         sizes: tuple[int, ...] = (1, 8, 32) if full else (1, 8)
         return {name: sizes for name in only if name in FULL}, set(only)
     return cases, {"train", "growth"}
+
+
+def _check_writable(path: Path) -> None:
+    """`UserError` unless a file can be written there; better now than when all is measured."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"--json {path}: there is no folder {folder}")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--json {path}: no file can be written there")
 
 
 def _device(name: str) -> Any:

@@ -37,7 +37,7 @@ class EpisodeResult:
     planning_seconds: float = field(compare=False)
     """This episode's share: a batched decision's time is divided evenly among the episodes in it."""
     latency_p50: float = field(default=0.0, compare=False)
-    """Median seconds from observation to action, over the episode's decisions; all slots wait together."""
+    """Median seconds of the policy's call, over the episode's decisions; all that are in it wait for it."""
     latency_p95: float = field(default=0.0, compare=False)
     slot_seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds that the episode held its slot."""
@@ -300,7 +300,9 @@ class RandomPolicy:
 
     def act(self, episodes: Collection[int] | None = None) -> dict[int, NDArray[np.float32]]:
         """An action [M] for each of `episodes`, or for all."""
-        return {key: self._draw(self._streams[key]) for key in (episodes or self._streams)}
+        return {
+            key: self._draw(self._streams[key]) for key in (self._streams if episodes is None else episodes)
+        }
 
     def _draw(self, stream: np.random.Generator) -> NDArray[np.float32]:
         return stream.uniform(self._low, self._high).astype(np.float32)
@@ -332,7 +334,8 @@ class LinearPolicy:
     def act(self, episodes: Collection[int] | None = None) -> dict[int, NDArray[np.float32]]:
         """An action [M] for each of `episodes`, or for all."""
         # One product per episode: a batched one would round differently with the number of neighbours.
-        return {key: self._apply(self._observations[key]) for key in (episodes or self._observations)}
+        chosen = self._observations if episodes is None else episodes
+        return {key: self._apply(self._observations[key]) for key in chosen}
 
     def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         return (self._weights @ ((observation - self._mean) / self._std)).astype(np.float32)

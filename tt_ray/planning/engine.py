@@ -1,8 +1,9 @@
 """Planning for many episodes at once: slots, contexts of different lengths in one batch, one search for all.
 
 Every episode draws from its own random stream, and what a search computes for it does not depend on the
-others: on the native decoder because rows are independent, on the others because a batch always has the same
-shape. So what an episode does depends on the checkpoint, the settings and its seed alone.
+others: on the native decoder because rows are independent, on the others, with one thread, because a batch
+always has the same shape. So on one decoder and kind of processor, what an episode does depends on the
+checkpoint, the settings and its seed alone.
 """
 
 from __future__ import annotations

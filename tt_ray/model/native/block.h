@@ -24,7 +24,7 @@ struct Network {
     const void *token_embedding, *position_embedding, *layer_weights, *final_norm, *head_weights;
 };
 
-// The cache of a batch of searches; see native.py for what its arrays mean.
+// The cache of a batch of searches; see cache.py for what its arrays mean.
 struct Cache {
     int64_t episodes, beams, copies, horizon, observation, action, prefix, prefix_padded, node, node_padded;
     void *prefix_keys;           // [L, E, h, w, prefix_padded]

@@ -74,7 +74,10 @@ def load_library(sources: Sources = DECODER) -> ctypes.CDLL:
 
 def _cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "tt-ray"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "tt-ray"
+    except RuntimeError as error:  # a user without a home
+        raise NativeUnavailableError("no home folder to keep it in; set XDG_CACHE_HOME") from error
 
 
 def _compile(compiler: str, sources: Sources, path: Path) -> None:

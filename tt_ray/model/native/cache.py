@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tt_ray.errors import UserError
 from tt_ray.model.native.build import load_library
 from tt_ray.model.native.weights import Cache, Choice, Filter, Rows, pack_model, round_up
 from tt_ray.model.transformer import TrajectoryTransformer
@@ -75,7 +76,12 @@ class NativeCache:
         )
         self.slid_tokens = 0
         """Tokens fed again so far because a window was full."""
-        self._allocate(episodes)
+        try:
+            self._allocate(episodes)
+        except MemoryError as error:
+            raise UserError(
+                f"no memory to plan for {episodes} episodes at once; lower resources.episodes_per_actor"
+            ) from error
 
     def open(self, tokens: Tensor, past: Sequence[int]) -> None:
         """Begin new searches from contexts [E, P]: past[e] whole transitions and the present observation."""

@@ -23,13 +23,9 @@ void for_blocks(const Network &net, const Cache &cache, const Rows &rows, bool w
     struct Piece {
         int64_t episode, begin, count;
     };
-    int64_t total = 0;
-    for (int64_t e = 0; e < rows.episodes; e++) total += rows.counts[e];
-    const int64_t share = round_up((total + rows.threads - 1) / rows.threads, kTileRows);
-    const int64_t most = std::min<int64_t>(kBlockRows, share);
     std::vector<Piece> pieces;
     for (int64_t e = 0; e < rows.episodes; e++) {
-        const int64_t size = whole ? rows.counts[e] : most;
+        const int64_t size = whole ? rows.counts[e] : kBlockRows;
         for (int64_t begin = 0; begin < rows.counts[e]; begin += size)
             pieces.push_back({e, begin, std::min(size, rows.counts[e] - begin)});
     }
@@ -139,7 +135,9 @@ void observe(const Network &net, const Cache &cache, const Rows &rows, const Cho
                 // Only the first token may be the stop token: an episode ends between transitions.
                 const int64_t allowed = j == 0 ? net.outputs : net.bins;
                 const S uniform = uniforms == nullptr ? S(0) : uniforms[e * uniforms_stride + j * cache.beams + b];
-                int64_t token = draw(choice.observations, allowed, block.logits(i), uniform, scratch.probabilities);
+                int64_t token = uniforms == nullptr
+                                    ? likeliest(allowed, block.logits(i))
+                                    : draw(choice.observations, allowed, block.logits(i), uniform, scratch.probabilities);
                 if (j == 0 && token == net.bins) stopped[beam] = 1;
                 if (stopped[beam]) token = net.bins;
                 tokens[beam * length + at + 1 + j] = scratch.tokens[i] = token;

@@ -94,7 +94,7 @@ def pack_model(model: TrajectoryTransformer) -> PackedModel:
         heads = torch.stack([packer.matrix(weight) for weight in model.head])
         final = packer.norm(model.final_norm)
         tables = [
-            table.detach().contiguous() for table in (model.token_embedding.weight, model.position_embedding)
+            table.detach().clone() for table in (model.token_embedding.weight, model.position_embedding)
         ]
     tensors = (*tables, layers, final, heads)
     network = Network(
