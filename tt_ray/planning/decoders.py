@@ -29,7 +29,7 @@ class Searcher:
     run: Callable[[Tensor, Sequence[int], Uniforms], Plans]
     """(contexts [E, P], whole past transitions of each, random numbers) -> plans."""
     flexible: bool
-    """Takes any number of episodes, with results that are equal bit for bit; else as many as it has room for."""
+    """Takes any number of episodes, with results equal bit for bit; else as many as it has room for."""
 
 
 def make_searcher(
