@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything can start Ray, here or in a subprocess of a test.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -32,3 +33,14 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that native code is kept in, empty, and nothing of it loaded."""
+    from tt_ray.model.native import build
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load_library.cache_clear()
+    yield tmp_path / "tt-ray"
+    build.load_library.cache_clear()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +185,6 @@ def test_what_it_cannot_compute_is_refused() -> None:
         native(make_model(dtype=torch.bfloat16), 1)
     with pytest.raises(NativeUnavailableError, match="embed_dim = 10"):
         native(make_model(width=10, heads=2), 1)
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load_library.cache_clear()
-    yield tmp_path / "tt-ray"
-    build.load_library.cache_clear()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")

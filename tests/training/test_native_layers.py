@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,14 +66,6 @@ SHAPES = [(1, 1, 16, 1), (9, 33, 16, 2), (2, 44, 48, 3), (5, 20, 96, 4), (2, 160
 def test_equals_the_models_layer(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     """Output and every gradient: windows in one and in several groups, heads of whole vectors and not."""
     compare(*shape, dtype)
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load_library.cache_clear()
-    yield tmp_path
-    build.load_library.cache_clear()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")

@@ -15,11 +15,11 @@ from tt_ray.bench.memory import peak_mebibytes, reset_peak
 from tt_ray.bench.work import Work
 from tt_ray.config import DecoderName, ModelConfig, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.model.checkpoint import Checkpoint
 from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.planning.engine import PlanningEngine
+from tt_ray.training.speed import random_spec
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,7 @@ def random_checkpoint(case: Case, device: torch.device) -> Checkpoint:
     model = TrajectoryTransformer(case.model, layout).eval().to(device)
     values = np.random.default_rng(0).normal(size=(5_000, layout.slots)).astype(np.float32)
     bins = Discretizer.fit(values, strategy="quantile", num_bins=layout.num_bins)
-    spec = DataSpec(
-        dataset_id=f"bench/{case.name}",
-        environment={"id": case.name},
-        observation_keys=(),
-        observation_dim=layout.observation_dim,
-        action_dim=layout.action_dim,
-        action_low=(-1.0,) * layout.action_dim,
-        action_high=(1.0,) * layout.action_dim,
-        ref_min_score=None,
-        ref_max_score=None,
-        fingerprint="random",
-    )
-    return Checkpoint(model, bins, spec, {}, 0, {})
+    return Checkpoint(model, bins, random_spec(layout), {}, 0, {})
 
 
 def measure_engine(

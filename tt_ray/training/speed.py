@@ -99,11 +99,9 @@ def _windows(config: ModelConfig, layout: TokenLayout) -> WindowSet:
     )
 
 
-def _trainer(
-    config: ModelConfig, layout: TokenLayout, batch_size: int, device: torch.device, folder: Path
-) -> Trainer:
-    values = np.tile(np.arange(layout.num_bins, dtype=np.float32)[:, None], layout.slots)
-    spec = DataSpec(
+def random_spec(layout: TokenLayout) -> DataSpec:
+    """What a model of random numbers knows of its data: the sizes, and actions in [-1, 1]."""
+    return DataSpec(
         dataset_id="random",
         environment={},
         observation_keys=(),
@@ -115,13 +113,19 @@ def _trainer(
         ref_max_score=None,
         fingerprint="random",
     )
+
+
+def _trainer(
+    config: ModelConfig, layout: TokenLayout, batch_size: int, device: torch.device, folder: Path
+) -> Trainer:
+    values = np.tile(np.arange(layout.num_bins, dtype=np.float32)[:, None], layout.slots)
     windows = _windows(config, layout)
     job = TrainingJob(
         model=config,
         training=TrainingConfig(batch_size=batch_size),
         layout=layout,
         discretizer=Discretizer.fit(values, strategy="uniform", num_bins=layout.num_bins),
-        spec=spec,
+        spec=random_spec(layout),
         train=windows,
         validation=windows,
         experiment={},
