@@ -199,9 +199,20 @@ def _pool() -> dict[str, Any]:
 
     with console.status("64 evaluation actors, 10,000 episodes of a stub planner"):
         report = measure_pool()
-    cells = [[name.replace("_", " "), f"{value:,.4g}"] for name, value in asdict(report).items()]
+    cells = [[name.replace("_", " "), _pool_cell(name, value)] for name, value in asdict(report).items()]
     console.print(plain_table(["evaluation pool", ""], cells, "Pool at scale"))
     return asdict(report)
+
+
+def _pool_cell(name: str, value: float) -> str:
+    """A figure of the pool's report with its unit."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if "rss" in name:
+        return f"{value / 1e6:,.0f} MB"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if name == "episodes_per_second" else f"{value:.4g} s"
 
 
 def _write(path: Path, rows: Sequence[SpeedRow]) -> None:
