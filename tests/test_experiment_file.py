@@ -133,7 +133,10 @@ FAULTS = [
         "num_layers, num_heads, embed_dim, context_transitions and dropout",
     ),
     ('"a\\nb": 1', "x.yaml:3: 'a\\nb': unknown key; known here: name, dataset, "),
-    ("search: {}", "x.yaml:3: search: sweeps are not part of this version; remove this "),
+    (
+        "search: {}",
+        "x.yaml:3: search: this file is a sweep: run it with `tt-ray sweep FILE`, or remove this ",
+    ),
     # types
     ("model: {num_layers: '3'}", 'x.yaml:3: model.num_layers: expected a whole number, found text "3"'),
     ("model: {num_layers: true}", "x.yaml:3: model.num_layers: expected a whole number, found true"),

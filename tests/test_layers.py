@@ -19,7 +19,7 @@ LEVELS = [
     {"search_section"},
     {"sweep_file"},
     {"data"},
-    {"model"},
+    {"model", "smoke"},
     {"training", "planning"},
     {"evaluation", "tracking", "bench"},
     {"distributed"},

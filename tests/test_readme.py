@@ -12,6 +12,7 @@ import typer
 
 from tt_ray.cli.app import app
 from tt_ray.experiment_file import load_experiment
+from tt_ray.sweep_file import load_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,7 +51,7 @@ def test_the_example_file_is_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
 def test_a_shipped_file_is_valid_and_says_what_it_asks_and_costs(file: Path) -> None:
-    assert load_experiment(file).question.endswith("?")
+    assert load_sweep(file).base.question.endswith("?")
     header = file.read_text().partition("name:")[0]
     assert "Usage:" in header
     assert "Cost:" in header

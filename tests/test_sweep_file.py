@@ -133,12 +133,9 @@ def test_a_sweep_is_not_run_as_an_experiment(load: Callable[..., Sweep]) -> None
         with pytest.raises(UserError) as caught:
             load_experiment("x.yaml", override)
         assert str(caught.value) == (
-            "x.yaml:3: search: sweeps are not part of this version; "
-            "remove this section and write a file for each run"
+            "x.yaml:3: search: this file is a sweep: run it with `tt-ray sweep FILE`, or remove this section"
         )
-    with pytest.raises(
-        UserError, match=r"^override 'search.num_trials=3': search: sweeps are not part of this version"
-    ):
+    with pytest.raises(UserError, match=r"^override 'search.num_trials=3': search: this file is a sweep"):
         load_experiment("x.yaml", ["search.num_trials=3"])
 
 

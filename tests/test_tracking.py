@@ -1,3 +1,5 @@
+"""Runs of one process in MLflow."""
+
 import json
 import logging
 import os
@@ -5,48 +7,28 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tracking_tools import journal_points, mlflow_points, new_store, sent_bytes, wait_until
 
 from tt_ray.errors import UserError
+from tt_ray.locks import exclusive
 from tt_ray.tracking import (
-    Journal,
     JournalTracker,
-    MemoryTracker,
     MlflowTracker,
     connect,
-    provenance_tags,
     read,
     results_table,
     send_leftovers,
 )
 
-Point = tuple[str, int, int, float]  # key, step, time, value
-
-
-def journal_points(folder: Path) -> list[Point]:
-    return sorted(
-        (key, record["step"], record["time"], value)
-        for record, _ in read(folder / "journal.jsonl")
-        for key, value in record.get("metrics", {}).items()
-    )
-
-
-def mlflow_points(client: Any, run_id: str) -> list[Point]:
-    keys = client.get_run(run_id).data.metrics
-    history = [m for key in keys for m in client.get_metric_history(run_id, key)]
-    return sorted((m.key, m.step, m.timestamp, m.value) for m in history)
-
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One migrated SQLite store for the whole file; its set-up takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "to be replaced")
-        return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    return new_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -59,151 +41,6 @@ def client(database: str) -> Any:
 @pytest.fixture
 def tracker(database: str, request: pytest.FixtureRequest) -> MlflowTracker:
     return MlflowTracker(database, request.node.name, interval=0.05, finish_wait=10.0)
-
-
-# --- journal
-
-
-def test_worker_journal_imports_neither_mlflow_nor_ray(tmp_path: Path) -> None:
-    code = (
-        "import sys; from tt_ray.tracking import Journal\n"
-        f"Journal({str(tmp_path)!r}).append({{'loss': 1}}, 0)\n"
-        "print([m for m in ('mlflow', 'ray', 'pandas', 'torch') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-    assert len(journal_points(tmp_path)) == 1
-
-
-def test_steps_done_again_are_not_written_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    for step in range(5):
-        journal.append({"loss": step}, step)
-    again = Journal(tmp_path)
-    again.append({"loss": -1.0, "other": 7.0}, 4)
-    again.append({"loss": 5.0}, 5)
-    points = journal_points(tmp_path)
-    assert [(key, step, value) for key, step, _, value in points] == [
-        *(("loss", step, float(step)) for step in range(6)),
-        ("other", 4, 7.0),
-    ]
-
-
-def test_marks_hold_between_two_open_writers(tmp_path: Path) -> None:
-    first, second = Journal(tmp_path), Journal(tmp_path)
-    first.append({"loss": 1.0}, 1)
-    second.append({"loss": 2.0}, 1)
-    second.append({"loss": 3.0}, 2)
-    first.append({"loss": 4.0}, 2)
-    assert [(step, value) for _, step, _, value in journal_points(tmp_path)] == [(1, 1.0), (2, 3.0)]
-
-
-def test_torn_last_line_is_ignored_and_cut_off(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.append({"loss": 1.0}, 1)
-    whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole + b'{"time":1,"step":2,"met')
-    assert len(list(read(journal.path))) == 1
-    Journal(tmp_path).append({"loss": 2.0}, 2)
-    lines = journal.path.read_bytes().splitlines(keepends=True)
-    assert lines[0] == whole
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
-
-
-def test_reading_goes_on_from_an_offset_and_skips_a_damaged_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.append({"loss": 1.0}, 1)
-    ((_, offset),) = read(journal.path)
-    with open(journal.path, "ab") as file:
-        file.write(b"\0\0 not json\n")
-    journal.append({"loss": 2.0}, 2)
-    journal.append({"loss": 3.0}, 3)
-    assert [record["step"] for record, _ in read(journal.path, offset)] == [2, 3]
-
-
-def test_processes_share_one_journal(tmp_path: Path) -> None:
-    code = (
-        "import sys; from tt_ray.tracking import Journal\n"
-        "journal = Journal(sys.argv[1])\n"
-        "for step in range(200): journal.append({sys.argv[2]: step}, step)"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
-    points = [(key, step) for key, step, _, _ in journal_points(tmp_path)]
-    assert points == [(name, step) for name in "ab" for step in range(200)]
-
-
-def test_copied_curves_keep_their_times(tmp_path: Path) -> None:
-    source = Journal(tmp_path / "stage")
-    for step in range(3):
-        source.append({"loss": step}, step, timestamp=1000 + step)
-    Journal(tmp_path / "trial").copy_metrics(source.path)
-    assert journal_points(tmp_path / "trial") == journal_points(tmp_path / "stage")
-
-
-@pytest.mark.parametrize("name", ["", "a?b", "../up", "/root", "a//b", "x" * 251])
-def test_names_that_mlflow_refuses_are_refused_at_once(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="is no name for a metric"):
-        Journal(tmp_path).append({name: 1.0}, 0)
-
-
-def test_full_disk_is_a_clear_error_and_loses_no_whole_line(tmp_path: Path) -> None:
-    code = (
-        "import resource; from tt_ray.errors import UserError; from tt_ray.tracking import Journal\n"
-        # The kernel cuts the write short, as on a full disk.
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
-        f"journal = Journal({str(tmp_path)!r})\n"
-        "try:\n    for step in range(100): journal.append({'loss': step}, step)\n"
-        "except UserError as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"{tmp_path}/journal.jsonl: cannot write the journal: " in result.stdout
-    steps = [step for _, step, _, _ in journal_points(tmp_path)]
-    assert steps == list(range(len(steps)))
-    assert 3 < len(steps) < 20
-    Journal(tmp_path).append({"loss": 0.0}, len(steps))
-    assert len(journal_points(tmp_path)) == len(steps) + 1
-
-
-# --- trackers without MLflow
-
-
-def test_memory_tracker_records_everything() -> None:
-    tracker = MemoryTracker()
-    with tracker.start("parent", "unused", params={"model": {"num_layers": 2}}) as parent:
-        child = tracker.start("child", "unused", parent=parent.identity)
-        child.log({"loss": 1.0}, 0)
-        child.log({"loss": 2.0}, 0)
-    assert tracker.runs[0].journal.records[0]["params"] == {"model.num_layers": "2"}
-    assert tracker.runs[0].journal.records[-1]["status"] == "FINISHED"
-    assert tracker.runs[1].state.parent == parent.identity
-    assert [r["metrics"] for r in child.journal.records if "metrics" in r] == [{"loss": 1.0}]
-
-
-@pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (None, "FINISHED")]
-)
-def test_a_run_ends_as_its_block_does(error: BaseException | None, status: str) -> None:
-    run = MemoryTracker().start("run", "unused")
-    try:
-        with run:
-            if error is not None:
-                raise error
-    except (ValueError, KeyboardInterrupt):
-        pass
-    assert run.journal.records[-1]["status"] == status
-    causes = [record["tags"]["error"] for record in run.journal.records if record.get("tags")]
-    assert causes == (["ValueError: bad"] if status == "FAILED" else [])
-
-
-def test_provenance_names_versions_and_commit() -> None:
-    tags = provenance_tags(seed=3)
-    assert tags["seed"] == "3"
-    assert {"host", "version.python", "version.torch", "version.ray", "version.mlflow"} <= set(tags)
-    assert ("git.commit" in tags) == ("git.dirty" in tags)
-
-
-# --- MLflow
 
 
 def test_run_in_mlflow_equals_its_journal(tracker: MlflowTracker, client: Any, tmp_path: Path) -> None:
@@ -329,7 +166,7 @@ def test_children_stand_below_their_parent_in_the_table(
     assert list(table["seed"])[1:] == ["0", "1"]
     assert list(table["score/mean"])[1:] == [0.0, 10.0]
     assert table["return/mean"].isna().all()
-    assert list(table.columns[9:]) == ["planner.horizon"]
+    assert [name for name in table.columns if name.startswith("planner.")] == ["planner.horizon"]
     assert list(table["planner.horizon"])[1:] == ["5", "15"]
 
 
@@ -406,6 +243,19 @@ def test_journal_of_a_run_without_mlflow_can_be_sent_later(
     assert client.get_run(table.index[1]).info.status == "FINISHED"
 
 
+def test_leftovers_below_a_sweep_that_another_process_runs_are_left_to_it(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    tracker = JournalTracker(request.node.name)
+    parent = tracker.start("sweep", tmp_path / "sweep")
+    cell = tmp_path / "sweep" / "cells" / "a-0"
+    tracker.start("cell", cell, parent=parent.identity).finish()
+    with exclusive(tmp_path / "sweep", "held"):
+        assert send_leftovers(tmp_path, database) == 0
+    assert sent_bytes(cell) == 0
+    assert send_leftovers(tmp_path, database) == 2
+
+
 def test_artifacts_that_fail_stay_pending_and_do_not_hold_up_metrics(
     tracker: MlflowTracker, client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,9 +299,6 @@ def test_interrupt_with_the_server_away_ends_the_process(tmp_path: Path) -> None
         "RUNNING",
         "KILLED",
     ]
-
-
-# --- connect
 
 
 @pytest.mark.parametrize(
@@ -499,16 +346,3 @@ def test_first_use_by_two_processes_at_once(tmp_path: Path) -> None:
         f"sqlite:///{tmp_path}/mlflow.db"
     ] * 2
     assert len(results_table("same", f"sqlite:///{tmp_path}/mlflow.db")) == 2
-
-
-def sent_bytes(folder: Path) -> int:
-    path = folder / "run.json"
-    return json.loads(path.read_text())["offset"] if path.exists() else 0
-
-
-def wait_until(condition: Any, seconds: float = 30.0) -> None:
-    """Fail when `condition` does not come true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)

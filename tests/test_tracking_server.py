@@ -1,65 +1,16 @@
 """Against a real `mlflow server` that goes away in mid-run and comes back."""
 
 import logging
-import os
-import signal
 import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tracking import journal_points, mlflow_points, wait_until
+from tracking_tools import Server, journal_points, mlflow_points, wait_until
 
 from tt_ray.errors import UserError
 from tt_ray.tracking import MlflowTracker, connect, connection, results_table, send_leftovers
-
-
-class Server:
-    """One `mlflow server` on a free port of this host, stopped with all its workers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        options = {
-            "--backend-store-uri": f"sqlite:///{self.folder}/server.db",
-            "--artifacts-destination": str(self.folder / "artifacts"),
-            "--host": "127.0.0.1",
-            "--port": str(self.port),
-            "--workers": "1",
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        wait_until(self.healthy, seconds=120)
-
-    def healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(30)
-            self.process = None
-            wait_until(lambda: not self.healthy(), seconds=30)
 
 
 @pytest.fixture

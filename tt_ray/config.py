@@ -57,10 +57,12 @@ class DatasetConfig:
     """Share of the episodes held out for the validation loss."""
     split_seed: int = 0
     """Seed of the train/validation split."""
+    fraction: float = 1.0
+    """Share of the training episodes to learn from, nested; held-out episodes and bins stay as they are."""
 
     def __post_init__(self) -> None:
         require(bool(self.id.strip()), "dataset.id", "must not be empty")
-        require(0 < self.discount <= 1, "dataset.discount", f"must lie in (0, 1], not {self.discount}")
+        _each("dataset", self, "discount fraction", lambda value: 0 < value <= 1, "lie in (0, 1]")
         _fraction("dataset", self, "validation_fraction")
         _at_least(1, "dataset", self, "observation_dims")
 
@@ -131,9 +133,8 @@ class TrainingConfig:
         _at_least(0, "training", self, "observation_weight action_weight reward_weight value_weight")
         _positive("training", self, "learning_rate gradient_clip")
         _fraction("training", self, "beta1 beta2")
-        fraction = self.final_learning_rate_fraction
-        inside = 0 <= fraction <= 1
-        require(inside, "training.final_learning_rate_fraction", f"must lie in [0, 1], not {fraction}")
+        final = "final_learning_rate_fraction"
+        _each("training", self, final, lambda value: 0 <= value <= 1, "lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _at_least(1, "evaluation", self, "episodes bootstrap_samples max_steps")
         _at_least(0, "evaluation", self, "first_seed")
-        inside = 0 < self.confidence < 1
-        require(inside, "evaluation.confidence", f"must lie between 0 and 1, not {self.confidence}")
+        _each("evaluation", self, "confidence", lambda value: 0 < value < 1, "lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,14 +344,17 @@ def fingerprint(*parts: Any) -> str:
 
 def tokens_fingerprint(config: ExperimentConfig, data_fingerprint: str) -> str:
     """Identity of the token array: the data, what is done to it, and the bins."""
-    dataset = {key: value for key, value in to_dict(config.dataset).items() if key != "id"}
-    return fingerprint("tokens", data_fingerprint, dataset, to_dict(config.discretizer))
+    data = config.dataset
+    treated = (data_fingerprint, data.discount, data.terminal_penalty, data.observation_dims)
+    return fingerprint("tokens", treated, to_dict(config.discretizer))
 
 
 def model_fingerprint(config: ExperimentConfig, tokens: str, seed: int) -> str:
-    """Identity of a trained model: its tokens, size, training and seed; not how often curves are drawn."""
+    """Identity of a trained model: tokens, episodes, size, training, seed; not how often curves are drawn."""
+    data = config.dataset
+    episodes = (data.validation_fraction, data.split_seed, data.fraction)
     training = {key: value for key, value in to_dict(config.training).items() if key != "log_every"}
-    return fingerprint("model", tokens, to_dict(config.model), training, seed)
+    return fingerprint("model", tokens, episodes, to_dict(config.model), training, seed)
 
 
 def evaluation_fingerprint(planner: PlannerConfig, max_steps: int | None, model: str) -> str:

@@ -47,7 +47,7 @@ _WORDS = {
 }
 _OPTIONAL = {*SECTIONS, "search"}
 """Keys that may be null, as if they were absent."""
-_SWEEP = "sweeps are not part of this version; remove this section and write a file for each run"
+_SWEEP = "this file is a sweep: run it with `tt-ray sweep FILE`, or remove this section"
 MISSING_KEY = "this key is required"
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 

@@ -27,3 +27,15 @@ def exclusive(folder: Path, refusal: str) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"{folder}: {refusal}") from error
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether some process holds the folder at this moment."""
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -121,3 +121,20 @@ def test_split_by_episode(count: int, fraction: float, held_out: int) -> None:
 def test_the_split_depends_on_its_seed() -> None:
     splits = {tuple(split_episodes(100, 0.1, seed)[1].tolist()) for seed in range(5)}
     assert len(splits) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20, 101])
+@pytest.mark.parametrize("held_out", [0.0, 0.05, 0.5])
+def test_a_smaller_share_of_the_training_episodes_is_part_of_a_larger_one(
+    count: int, held_out: float
+) -> None:
+    whole, validation = split_episodes(count, held_out, seed=3)
+    larger: set[int] = set()
+    for fraction in (1e-6, 0.01, 0.03, 0.1, 1 / 3, 0.5, 0.999, 1.0):
+        train, same = split_episodes(count, held_out, 3, fraction)
+        assert same.tolist() == validation.tolist()
+        assert train.tolist() == sorted(train)
+        assert len(train) == max(1, round(len(whole) * fraction))
+        assert larger <= set(train.tolist()) <= set(whole.tolist())
+        larger = set(train.tolist())
+    assert train.tolist() == whole.tolist()

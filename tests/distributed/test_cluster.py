@@ -13,36 +13,54 @@ from tt_ray.distributed.cluster import Allocation, Offer, connect, object_store_
 from tt_ray.errors import UserError
 
 
+def shared(workers, gpus_per_worker, actors, cpus_per_actor, gpus_per_actor):
+    """What is compared here; the other fields follow from it and from the offer."""
+    return (workers, gpus_per_worker, actors, cpus_per_actor, gpus_per_actor)
+
+
+def parts(allocation: Allocation):
+    return shared(
+        allocation.workers,
+        allocation.gpus_per_worker,
+        allocation.evaluation_actors,
+        allocation.cpus_per_actor,
+        allocation.gpus_per_actor,
+    )
+
+
 @pytest.mark.parametrize(
     ("offered", "expected"),
     [
-        (Offer(cpus=1, gpus=0, hosts=1), Allocation(1, 0, 1, 1, 0)),
-        (Offer(cpus=2, gpus=0, hosts=1), Allocation(2, 0, 2, 1, 0)),
-        (Offer(cpus=64, gpus=0, hosts=4), Allocation(2, 0, 64, 1, 0)),
-        (Offer(cpus=16, gpus=1, hosts=1), Allocation(1, 1, 4, 1, 0.25)),
-        (Offer(cpus=64, gpus=8, hosts=2), Allocation(8, 1, 32, 1, 0.25)),
-        (Offer(cpus=2, gpus=1, hosts=1), Allocation(1, 1, 4, 0.5, 0.25)),
-        (Offer(cpus=0, gpus=0, hosts=1), Allocation(1, 0, 1, 1, 0)),  # a head that scales up on demand
+        (Offer(cpus=1, gpus=0, hosts=1), shared(1, 0, 1, 1, 0)),
+        (Offer(cpus=2, gpus=0, hosts=1), shared(2, 0, 2, 1, 0)),
+        (Offer(cpus=64, gpus=0, hosts=4), shared(2, 0, 64, 1, 0)),
+        (Offer(cpus=16, gpus=1, hosts=1), shared(1, 1, 4, 1, 0.25)),
+        (Offer(cpus=64, gpus=8, hosts=2), shared(8, 1, 32, 1, 0.25)),
+        (Offer(cpus=2, gpus=1, hosts=1), shared(1, 1, 4, 0.5, 0.25)),
+        (Offer(cpus=0, gpus=0, hosts=1), shared(1, 0, 1, 1, 0)),  # a head that scales up on demand
     ],
 )
 def test_auto_follows_what_is_there(offered, expected):
-    assert resolve(ResourcesConfig(), offered) == expected
+    allocation = resolve(ResourcesConfig(), offered)
+    assert parts(allocation) == expected
+    assert allocation.cpus_per_worker * allocation.workers <= max(1, offered.cpus)
+    assert allocation.in_process == (offered.gpus == 0)
 
 
 @pytest.mark.parametrize(
     ("resources", "offered", "expected"),
     [
-        (ResourcesConfig(workers=3), Offer(4, 0, 1), Allocation(3, 0, 4, 1, 0)),
-        (ResourcesConfig(evaluation_actors=7), Offer(4, 0, 1), Allocation(2, 0, 7, 1, 0)),
-        (ResourcesConfig(gpus_per_worker=0.5), Offer(8, 1, 1), Allocation(2, 0.5, 4, 1, 0.25)),
-        (ResourcesConfig(gpus_per_worker=0), Offer(8, 1, 1), Allocation(2, 0, 4, 1, 0.25)),
-        (ResourcesConfig(workers=1, evaluation_actors=2), Offer(8, 1, 1), Allocation(1, 1, 2, 1, 0.5)),
-        (ResourcesConfig(evaluation_actors=6), Offer(64, 4, 1), Allocation(4, 1, 6, 1, 0.5)),
-        (ResourcesConfig(evaluation_actors=1), Offer(64, 4, 1), Allocation(4, 1, 1, 1, 1)),
+        (ResourcesConfig(workers=3), Offer(4, 0, 1), shared(3, 0, 4, 1, 0)),
+        (ResourcesConfig(evaluation_actors=7), Offer(4, 0, 1), shared(2, 0, 7, 1, 0)),
+        (ResourcesConfig(gpus_per_worker=0.5), Offer(8, 1, 1), shared(2, 0.5, 4, 1, 0.25)),
+        (ResourcesConfig(gpus_per_worker=0), Offer(8, 1, 1), shared(2, 0, 4, 1, 0.25)),
+        (ResourcesConfig(workers=1, evaluation_actors=2), Offer(8, 1, 1), shared(1, 1, 2, 1, 0.5)),
+        (ResourcesConfig(evaluation_actors=6), Offer(64, 4, 1), shared(4, 1, 6, 1, 0.5)),
+        (ResourcesConfig(evaluation_actors=1), Offer(64, 4, 1), shared(4, 1, 1, 1, 1)),
     ],
 )
 def test_what_is_stated_is_kept(resources, offered, expected):
-    assert resolve(resources, offered) == expected
+    assert parts(resolve(resources, offered)) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +120,8 @@ def test_a_ray_that_is_there_is_joined_and_left_running(ray_local):
     import ray
 
     with connect(ResourcesConfig()) as outer, connect(ResourcesConfig()) as inner:
-        assert outer == inner == Allocation(2, 0, 2, 1, 0)
+        assert outer == inner
+        assert parts(outer) == shared(2, 0, 2, 1, 0)
         assert offer() == Offer(cpus=2, gpus=0, hosts=1)
     assert ray.is_initialized()
 

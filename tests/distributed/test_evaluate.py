@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,16 @@ from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.distributed.cluster import Allocation
-from tt_ray.distributed.evaluate import EpisodeFile, Planner, RandomBaseline, Row, Worker, evaluate
+from tt_ray.distributed.evaluate import (
+    EpisodeFile,
+    Planner,
+    RandomBaseline,
+    Row,
+    Worker,
+    evaluate,
+    read_episodes,
+)
+from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.evaluation.scores import summarize
 from tt_ray.model.checkpoint import Checkpoint, save_checkpoint
 from tt_ray.model.transformer import TrajectoryTransformer
@@ -34,7 +43,20 @@ SEEDS = [100, 101, 102, 103, 104]
 
 
 def allocation(actors: int) -> Allocation:
-    return Allocation(1, 0.0, actors, cpus_per_actor=1, gpus_per_actor=0)
+    return Allocation(evaluation_actors=actors)
+
+
+def played(
+    worker: Worker,
+    seeds: list[int],
+    actors: int,
+    slots: int = 1,
+    on_steps: Callable[[int], None] | None = None,
+) -> list[EpisodeResult]:
+    """Results in the order of `seeds`."""
+    results: list[EpisodeResult] = []
+    evaluate(worker, seeds, allocation(actors), slots=slots, on_result=results.append, on_steps=on_steps)
+    return sorted(results, key=lambda result: seeds.index(result.seed))
 
 
 @pytest.fixture
@@ -52,44 +74,47 @@ def planner(tmp_path: Path) -> Planner:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.parametrize("policy", ["planner", "random"])
-def test_episodes_are_the_same_here_and_on_actors(planner: Planner, policy: str, tmp_path: Path) -> None:
+def test_episodes_are_the_same_here_and_on_actors(planner: Planner, policy: str) -> None:
     worker = Worker(planner if policy == "planner" else RandomBaseline(SPEC), SPEC, max_steps=8)
-    found = [
-        evaluate(worker, SEEDS, tmp_path / str(actors), allocation(actors), slots=2)[0]
-        for actors in (0, 1, 2)
-    ]
+    found = [played(worker, SEEDS, actors, slots=2) for actors in (0, 1, 2)]
     assert found[0] == found[1] == found[2]
     assert [result.seed for result in found[0]] == SEEDS
     assert len({result.episode_return for result in found[0]}) == len(SEEDS)
 
 
-def test_finished_episodes_are_not_run_again(planner: Planner, tmp_path: Path) -> None:
-    worker, folder = Worker(planner, SPEC, max_steps=8), tmp_path / "evaluation"
-    first, reused = evaluate(worker, SEEDS[:2], folder, allocation(0))
-    assert reused == 0
-    seen, steps = [], []
-    results, reused = evaluate(
-        worker, SEEDS, folder, allocation(0), on_result=seen.append, on_steps=steps.append
-    )
-    assert (results[:2], reused) == (first, 2)
-    assert sorted(result.seed for result in seen) == SEEDS[2:]
-    assert steps[-1] == 3 * 8
-    assert set(EpisodeFile(folder).results) == set(SEEDS)
+def test_every_step_is_told(planner: Planner) -> None:
+    steps: list[int] = []
+    results = played(Worker(planner, SPEC, max_steps=8), SEEDS[:3], 0, on_steps=steps.append)
+    assert sorted(steps) == steps
+    assert steps[-1] == sum(result.length for result in results) == 3 * 8
 
 
-def test_a_torn_line_is_run_again(planner: Planner, tmp_path: Path) -> None:
-    worker, folder = Worker(planner, SPEC, max_steps=8), tmp_path / "evaluation"
-    whole, _ = evaluate(worker, SEEDS[:3], folder, allocation(0))
-    file = folder / "episodes.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(lines[:2]) + lines[2][:20])
-    again, reused = evaluate(worker, SEEDS[:3], folder, allocation(0))
-    assert (again, reused) == (whole, 2)
-    assert len([json.loads(line) for line in file.read_text().splitlines()]) == 3
+def test_episodes_are_kept_one_by_one(planner: Planner, tmp_path: Path) -> None:
+    assert read_episodes(tmp_path / "evaluation") == {}
+    file = EpisodeFile(tmp_path / "evaluation")
+    for result in played(Worker(planner, SPEC, max_steps=8), SEEDS, 0):
+        file.append(result)
+        assert read_episodes(tmp_path / "evaluation") == file.results
+    assert sorted(file.results) == SEEDS
 
 
-def test_speed_says_how_idle_the_slots_were(planner: Planner, tmp_path: Path) -> None:
-    results, _ = evaluate(Worker(planner, SPEC, max_steps=8), SEEDS, tmp_path / "evaluation", allocation(0))
+def test_a_torn_line_is_no_episode(planner: Planner, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    file = EpisodeFile(folder)
+    whole = played(Worker(planner, SPEC, max_steps=8), SEEDS[:3], 0)
+    for result in whole:
+        file.append(result)
+    text = file.path.read_text()
+    file.path.write_text(text[:-20])
+    torn = file.path.read_bytes()
+    assert sorted(read_episodes(folder)) == SEEDS[:2]
+    assert file.path.read_bytes() == torn  # a reader leaves alone what someone may be writing
+    EpisodeFile(folder).append(whole[2])
+    assert file.path.read_text() == text
+
+
+def test_speed_says_how_idle_the_slots_were(planner: Planner) -> None:
+    results = played(Worker(planner, SPEC, max_steps=8), SEEDS, 0)
     speed = Row("planner", 0, summarize(results, None, None, 0.95, 100), results).speed()
     assert 0 <= speed["speed/idle_slot_share"] < 0.5
     assert speed["speed/decisions_per_second"] > 0

@@ -12,9 +12,9 @@ import torch
 
 from tt_ray.config import ExperimentConfig
 from tt_ray.distributed import train
-from tt_ray.distributed.cluster import Allocation, Offer
+from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.line import Line
-from tt_ray.distributed.train import is_trained, steps_done, train_model
+from tt_ray.distributed.train import steps_done, train_model
 from tt_ray.errors import UserError
 
 
@@ -29,12 +29,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker trains in this process; more of them would be an error."""
-    monkeypatch.setattr(train, "offer", lambda: Offer(cpus=1, gpus=0, hosts=1))
     monkeypatch.delattr(train, "_train_with_ray")
 
 
 def workers(count: int) -> Allocation:
-    return Allocation(count, 0, 2, 1, 0)
+    return Allocation(workers=count)
 
 
 def trained(config: ExperimentConfig, count: int) -> Path:
@@ -58,7 +57,7 @@ def test_two_workers_take_the_steps_of_one(ray_local: None, tmp_path: Path) -> N
     states = [tiny.final_state(model) for model in (one, two)]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
-    assert is_trained(two)
+    assert steps_done(two) == tiny.STEPS
     assert tiny.leftovers(tmp_path) == []
 
 
@@ -74,19 +73,17 @@ def test_what_stops_a_worker_is_told_in_one_line(ray_local: None, tmp_path: Path
     ) as caught:
         train_model(config, tokens, model, 0, workers(2))
     assert "\n" not in str(caught.value)
-    assert not is_trained(model)
+    assert steps_done(model) == 0
 
 
-def test_a_training_that_lacks_only_its_last_mark_is_finished_at_once(
+def test_a_training_that_lacks_only_its_publication_is_finished_at_once(
     without_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny.experiment(tmp_path, steps=4, validate_every=2)
     model = trained(config, 1)
     state, curves, kept = tiny.final_state(model, steps=4), tiny.curves(model), tiny.checkpoints(model)
-    (model / train.COMPLETE).unlink()
     shutil.copytree(model / "checkpoints" / kept[-1], model / "checkpoints" / ".step-00000002.old")
     (model / train.RAY / model.name).mkdir(parents=True)
-    assert not is_trained(model)
     assert steps_done(model) == 4
 
     def fail(*_: Any) -> None:
@@ -95,7 +92,6 @@ def test_a_training_that_lacks_only_its_last_mark_is_finished_at_once(
     monkeypatch.setattr(train, "_train", fail)
     tokens = Path(config.resources.storage) / "tokens"
     train_model(config, next(tokens.iterdir()), model, 0, workers(2))
-    assert is_trained(model)
     assert tiny.curves(model) == curves
     assert tiny.checkpoints(model) == kept
     assert tiny.leftovers(tmp_path) == []
@@ -109,12 +105,12 @@ def test_tokens_half_written_by_a_killed_command_are_removed(tmp_path: Path) -> 
     (line.tokens.parent / f".{line.tokens.name}.0123abcd.tmp").mkdir(parents=True)
     line.prepare_data()
     assert [path.name for path in line.tokens.parent.iterdir()] == [line.tokens.name]
+    assert line.store.find("tokens", line.tokens.name) is not None
 
 
 def test_a_model_that_was_begun_needs_resume(without_ray: None, tmp_path: Path) -> None:
     config = tiny.experiment(tmp_path, steps=4, validate_every=2)
-    model = trained(config, 1)
-    (model / train.COMPLETE).unlink()
+    trained(config, 1)
     line = Line(config, progress=None)  # type: ignore[arg-type]
     line.check(resume=True)
     with pytest.raises(UserError, match=r"training of seed 0 stopped after 4 of 4 steps; add --resume"):

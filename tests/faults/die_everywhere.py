@@ -18,7 +18,7 @@ import tiny
 import torch._dynamo  # noqa: F401  # the optimizer would import it in every child
 
 from tt_ray.distributed import train
-from tt_ray.distributed.cluster import Allocation, Offer
+from tt_ray.distributed.cluster import Allocation
 from tt_ray.model.checkpoint import checkpoint_folders, load_checkpoint, load_training_state
 
 STEPS = 3  # each with a checkpoint; the third makes an older one go
@@ -62,7 +62,7 @@ class Trial:
         self.tokens, self.model = tiny.prepare(self.config)
 
     def train(self) -> None:
-        train.train_model(self.config, self.tokens, self.model, 0, Allocation(1, 0, 1, 1, 0))
+        train.train_model(self.config, self.tokens, self.model, 0, Allocation())
 
     def die(self) -> None:
         with self.log.open("w", buffering=1) as log:
@@ -81,7 +81,6 @@ class Trial:
 
 
 def main(folder: Path) -> None:
-    train.offer = lambda: Offer(cpus=1, gpus=0, hosts=1)  # no Ray here
     undisturbed = Trial(folder / "undisturbed", fatal=0)
     assert in_child(undisturbed.die) == 0
     for fatal in range(1, len(undisturbed.operations()) + 1):
@@ -94,7 +93,7 @@ def main(folder: Path) -> None:
         left = tiny.leftovers(trial.model)
         assert in_child(trial.train) == 0
         tiny.assert_same(trial.model, undisturbed.model, STEPS)
-        assert train.is_trained(trial.model)
+        assert train.steps_done(trial.model) == STEPS
         assert tiny.leftovers(trial.folder) == []
         report = {
             "operation": trial.operations()[-1],

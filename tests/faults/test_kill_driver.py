@@ -71,7 +71,7 @@ def test_a_killed_training_is_resumed_exactly(undisturbed: Path, tmp_path: Path)
         at_step(random.Random(2).randrange(tiny.EVERY, tiny.STEPS - tiny.EVERY)),
         at_step(tiny.STEPS),
         when_there("runs/models/*/checkpoints/step-00000240"),
-        when_there("runs/models/*/complete.json"),
+        when_there("runs/models/*/stage.json"),
         when_there("mlruns/*/*/artifacts/checkpoint/*"),
     ],
     ids=[

@@ -37,9 +37,10 @@ def test_the_second_command_refuses(undisturbed: Path, tmp_path: Path) -> None:
     first = Command(tmp_path, "train", file)
     wait_until(lambda: (tmp_path / "runs" / "models").is_dir(), "training begins")
     model = tiny.model_folder(tmp_path)
+    (running,) = (tmp_path / "runs" / "experiments").iterdir()
     others = [Command(tmp_path, "train", file, *more) for more in ([], ["--resume"], [ONE_WORKER])]
     refused = [other.wait(2).strip() for other in others]
-    assert refused == 3 * [f"tt-ray: error: {model}: another process is training this model"]
+    assert refused == 3 * [f"tt-ray: error: {running}: another command is running this experiment"]
     first.wait()
     tiny.assert_same(model, undisturbed)
     assert tiny.mlflow_curves(tmp_path, "faults seed 0") == tiny.curves(undisturbed)

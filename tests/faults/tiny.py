@@ -24,7 +24,7 @@ from tt_ray.model.checkpoint import last_checkpoint, verify_checkpoint
 
 MEASURED = ("speed/", "seconds/")
 """Metrics that no two runs have in common."""
-TWO_WORKERS = Allocation(2, 0, 2, 1, 0)
+TWO_WORKERS = Allocation(workers=2, evaluation_actors=2)
 DATASET = "faults/pendulum-v0"
 STEPS = 240
 EVERY = 20

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,7 +14,11 @@ import typer
 
 from tt_ray.cli.bench import bench
 from tt_ray.cli.data import data_app
-from tt_ray.cli.view import Bars, console, errors, plain_table, result_table, runs_table, times_table
+from tt_ray.cli.results import results
+from tt_ray.cli.session import connect, session, show_places
+from tt_ray.cli.store import store_app
+from tt_ray.cli.sweep import cancel, sweep
+from tt_ray.cli.view import INTERRUPTED, Bars, console, errors, plain_table, result_table, times_table
 from tt_ray.config import ExperimentConfig, ResourcesConfig
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import load_experiment
@@ -22,9 +26,8 @@ from tt_ray.experiment_file import load_experiment
 if TYPE_CHECKING:
     from tt_ray.distributed.experiment import Outcome
     from tt_ray.distributed.line import Line
+    from tt_ray.distributed.usage import Usage
     from tt_ray.tracking import MlflowTracker
-
-INTERRUPTED = 130  # typer's exit code after Ctrl-C, as shells count it
 
 app = typer.Typer(
     help="Trajectory Transformer experiments on Ray, logged to MLflow.",
@@ -34,7 +37,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
 app.command()(bench)
+app.command()(results)
+app.command()(sweep)
+app.command()(cancel)
 
 File = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 Overrides = Annotated[
@@ -58,9 +65,8 @@ def main() -> None:
     except OSError as error:  # a full disk, a file that may not be written
         _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     if code == INTERRUPTED:
-        again = (
-            "the same command with --resume" if sys.argv[1:2] in (["run"], ["train"]) else "the same command"
-        )
+        resumes = sys.argv[1:2] in (["run"], ["train"], ["sweep"])
+        again = "the same command with --resume" if resumes else "the same command"
         errors.print(f"tt-ray: interrupted; {again} goes on from here", soft_wrap=True, highlight=False)
     sys.exit(code)
 
@@ -124,7 +130,7 @@ def evaluate(
     path = find_folder(target)
     if path is None:
         given = dict(override.split("=", 1) for override in overrides or [] if "=" in override)
-        uri = _connect(given.get("tracking.uri"), must_exist=True)
+        uri = connect(given.get("tracking.uri"), must_exist=True)
         storage = Path(given.get("resources.storage", ResourcesConfig().storage))
         path = download_checkpoint(target, uri, storage / "downloads")
     config, spec, seed = load_for_evaluation(path, overrides or [])
@@ -134,20 +140,6 @@ def evaluate(
         outcome = evaluate_experiment(line, tracker, path, seed)
     console.print(result_table(outcome.rows, config.evaluation.confidence))
     _show_end(line, outcome, started)
-
-
-@app.command()
-def results(
-    name: Annotated[str, typer.Argument(help="The experiment's name in MLflow.")],
-    csv: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
-) -> None:
-    """The table of an experiment's runs, read from MLflow."""
-    from tt_ray.tracking import results_table
-
-    frame = results_table(name, _connect(None, must_exist=True))
-    if csv is not None:
-        frame.to_csv(csv)
-    console.print(runs_table(frame, name))
 
 
 def _checked_line(config: ExperimentConfig, resume: bool) -> Line:
@@ -162,43 +154,20 @@ def _checked_line(config: ExperimentConfig, resume: bool) -> Line:
 @contextmanager
 def _session(line: Line, resume: bool) -> Iterator[MlflowTracker]:
     """MLflow checked, and Ray up for the line's stages, for the duration of a block."""
-    from tt_ray.distributed import cluster
-    from tt_ray.distributed.line import writable
-    from tt_ray.tracking import MlflowTracker, send_leftovers
-
-    config = line.config
-    uri = _connect(config.tracking.uri)
-    storage = writable(Path(config.resources.storage))
-    if resume and (sent := send_leftovers(storage, uri)):
-        console.print(f"sent what {sent} earlier runs had not been able to send to MLflow")
-    with ExitStack() as stack:
-        with console.status("starting Ray"):
-            line.allocation = stack.enter_context(cluster.connect(config.resources))
-        yield MlflowTracker(uri, config.tracking.experiment or config.name)
-
-
-def _connect(uri: str | None, must_exist: bool = False) -> str:
-    from tt_ray.tracking import connect
-
-    return connect(uri, must_exist=must_exist)
+    with session(line.config, send=resume) as (tracker, line.allocation):
+        yield tracker
 
 
 def _show_end(line: Line, outcome: Outcome, started: float) -> None:
     """Times, and where to look next."""
-    elsewhere = time.perf_counter() - started - sum(line.seconds.values())
-    console.print(times_table({**line.seconds, "start-up and logging": elsewhere}))
+    elsewhere = time.perf_counter() - started - sum(line.usage.seconds.values())
+    console.print(times_table({**line.usage.seconds, "start-up and logging": elsewhere}))
     console.print()
-    places = [("reused", ", ".join(line.reused))] if line.reused else []
+    places = [("reused", _reuse(line.usage))] if line.usage.reused else []
     places += [(f"model, seed {seed}", str(path)) for seed, path in outcome.checkpoints.items()]
-    places += [("tables and figures", str(outcome.folder)), *_mlflow_ui()]
-    for title, place in places:
-        console.print(f"{title + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
+    show_places([*places, ("tables and figures", str(outcome.folder))])
 
 
-def _mlflow_ui() -> list[tuple[str, str]]:
-    """How to open the MLflow UI on the store that was used."""
-    uri = _connect(None)
-    if uri.startswith(("http://", "https://")):
-        return [("MLflow UI", uri)]
-    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
-    return [("MLflow UI", command), ("then open", "http://127.0.0.1:5000")]
+def _reuse(usage: Usage) -> str:
+    """What was reused, and the time that saved."""
+    return f"{', '.join(usage.reused)}; that saved {usage.saved:.0f} s"

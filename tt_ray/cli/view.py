@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tt_ray.distributed.line import Update
 
 LOG_WIDTH = 120  # characters of a line where there is no terminal to ask
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it, and typer too
 
 console = Console()
 errors = Console(stderr=True)
@@ -61,6 +62,10 @@ class Bars:
 
             yield update
 
+    def note(self, message: str) -> None:
+        """Print a line."""
+        console.print(message, highlight=False, markup=False)
+
 
 class Lines:
     """Progress where there is no terminal: a log should stay short."""
@@ -78,7 +83,7 @@ class Lines:
 
 def result_table(rows: Sequence[Row], confidence: float) -> Table:
     """Returns and normalised scores with their intervals, a line for each policy (and training seed)."""
-    table = _table("Results")
+    table = empty_table("Results")
     several = len({row.seed for row in rows} - {None}) > 1
     rest = max(15, console.width - 65)  # the numbers seldom need more than 65
     table.add_column("policy", max_width=rest, overflow="fold")
@@ -92,8 +97,8 @@ def result_table(rows: Sequence[Row], confidence: float) -> Table:
         cells = [
             f"{row.policy}, seed {row.seed}" if several and row.seed is not None else row.policy,
             str(summary.episodes),
-            _interval(summary.returns.value, summary.returns.low, summary.returns.high),
-            _interval(score.value, score.low, score.high) if score is not None else "-",
+            interval(summary.returns.value, summary.returns.low, summary.returns.high),
+            interval(score.value, score.low, score.high) if score is not None else "-",
             f"{summary.length_mean:.0f}" if summary.length_mean else "-",
             f"{speed:.1f}" if speed else "-",
         ]
@@ -103,19 +108,19 @@ def result_table(rows: Sequence[Row], confidence: float) -> Table:
 
 def runs_table(frame: pd.DataFrame, title: str) -> Table:
     """An experiment's MLflow runs, as `tracking.results_table` gives them, children set in under parents."""
-    from tt_ray.tracking.results import METRICS
+    from tt_ray.tracking.results import further_columns
 
-    table = _table(title)
+    table = empty_table(title)
     table.add_column("run id", no_wrap=True)
     table.add_column("run", overflow="fold")
     for column in ("score [interval]", "return", "val loss"):
         table.add_column(column, justify="right", overflow="fold")
-    further = [column for column in frame.columns[4:] if column not in METRICS]
+    further = further_columns(frame)
     for column in further:
         table.add_column(column, overflow="fold")
     for run_id, run in frame.iterrows():
-        score = _interval(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
-        numbers = [_number(run["return/mean"]), _number(run["val/loss"])]
+        score = interval(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
+        numbers = [number(run["return/mean"]), number(run["val/loss"])]
         status = "" if run["status"] == "FINISHED" else f" ({run['status'].lower()})"
         name = f"{'  ' if run['parent'] else ''}{run['run']}{status}"
         params = [_text(run[column]) for column in further]
@@ -123,7 +128,7 @@ def runs_table(frame: pd.DataFrame, title: str) -> Table:
     return table
 
 
-def _table(title: str | None) -> Table:
+def empty_table(title: str | None) -> Table:
     """An empty table, narrow enough for a terminal of 80 columns; what does not fit is wrapped, never cut."""
     return Table(
         title=title and f"\n{title}",
@@ -142,19 +147,32 @@ def _text(cell: Any) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{_number(value)} [{_number(low)}, {_number(high)}]" if value == value else ""
+def interval(value: float, low: float, high: float) -> str:
+    """Such as `95.3 [93.1, 97.2]`, the bounds where there are any; nothing where there is no number."""
+    bounds = f" [{number(low)}, {number(high)}]" if low == low and high == high else ""
+    return f"{number(value)}{bounds}" if value == value else ""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three figures, or all before the point; nothing where there is no number."""
     decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{decimals}f}" if value == value else ""
 
 
+def duration(seconds: float) -> str:
+    """A length of time in the unit that suits it, such as `45 s`, `12 min` or `3.4 h`; nothing for NaN."""
+    if seconds != seconds:
+        return ""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= (2 if unit == "d" else 1) * length:
+            value = seconds / length
+            return f"{value:.{int(value < 10)}f} {unit}"
+    return f"{seconds:.{int(seconds < 10)}f} s"
+
+
 def times_table(seconds: Mapping[str, float]) -> Table:
     """How long each stage took."""
-    table = _table("Time")
+    table = empty_table("Time")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
     for stage, value in seconds.items():
@@ -166,7 +184,7 @@ def times_table(seconds: Mapping[str, float]) -> Table:
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
     """A table of anything; numbers to the right."""
-    table = _table(title)
+    table = empty_table(title)
     for i, column in enumerate(columns):
         numbers = all(isinstance(row[i], int | float) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")

@@ -70,3 +70,8 @@ class TokenSet:
             TokenLayout(**description["layout"]),
             DataSpec.from_json(description["data"]),
         )
+
+
+def read_spec(folder: Path) -> DataSpec:
+    """The data spec of the tokens in `folder`, without reading them."""
+    return DataSpec.from_json(json.loads((folder / "tokens.json").read_text())["data"])

@@ -14,14 +14,19 @@ from tt_ray.data.tokens import TokenLayout
 
 
 def split_episodes(
-    count: int, validation_fraction: float, seed: int
+    count: int, validation_fraction: float, seed: int, fraction: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training and validation episode numbers, sorted. At least one episode stays for training."""
+    """Training and validation episode numbers, sorted. At least one episode stays for training.
+
+    `fraction` of the training episodes is used: a smaller share is part of a larger one, and which episodes
+    are held out does not depend on it.
+    """
     held_out = min(round(count * validation_fraction), count - 1)
     if validation_fraction > 0 and count > 1:
         held_out = max(held_out, 1)
     order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
+    used = max(1, round((count - held_out) * fraction))
+    return np.sort(order[held_out : held_out + used]), np.sort(order[:held_out])
 
 
 @lru_cache(maxsize=2)

@@ -42,16 +42,19 @@ class Offer:
     hosts: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Allocation:
     """`ResourcesConfig` with every `auto` decided."""
 
-    workers: int
-    gpus_per_worker: float
-    evaluation_actors: int
+    workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    in_process: bool = True
+    """A single worker trains in the process that asks for it, on that process's GPU if it is to have one."""
+    evaluation_actors: int = 0
     """0: episodes run in the process that asks for them."""
-    cpus_per_actor: float
-    gpus_per_actor: float
+    cpus_per_actor: float = 1.0
+    gpus_per_actor: float = 0.0
 
 
 @contextmanager
@@ -89,14 +92,14 @@ def resolve(resources: ResourcesConfig, offered: Offer) -> Allocation:
     workers, gpus_per_worker = _training(resources, offered)
     default_actors = ACTORS_PER_GPU * offered.gpus or max(1, offered.cpus)
     actors = default_actors if resources.evaluation_actors == "auto" else resources.evaluation_actors
-    if not offered.gpus:
-        return Allocation(workers, gpus_per_worker, actors, cpus_per_actor=1, gpus_per_actor=0)
     return Allocation(
-        workers,
-        gpus_per_worker,
-        actors,
-        cpus_per_actor=min(1.0, max(1, offered.cpus) / actors),
-        gpus_per_actor=1 / math.ceil(actors / offered.gpus),
+        workers=workers,
+        cpus_per_worker=max(1, offered.cpus // workers),
+        gpus_per_worker=gpus_per_worker,
+        in_process=not offered.gpus,  # with GPUs, Ray knows where one is free
+        evaluation_actors=actors,
+        cpus_per_actor=min(1.0, max(1, offered.cpus) / actors) if offered.gpus else 1.0,
+        gpus_per_actor=1 / math.ceil(actors / offered.gpus) if offered.gpus else 0.0,
     )
 
 

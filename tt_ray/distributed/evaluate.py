@@ -171,12 +171,29 @@ def engine_slots(episodes: int, episodes_per_actor: int) -> int:
     return min(episodes, episodes_per_actor)
 
 
+def read_episodes(folder: Path) -> dict[int, EpisodeResult]:
+    """The finished episodes in an evaluation's folder by seed; a last line that is not whole is left out."""
+    path = folder / "episodes.jsonl"
+    text = path.read_text() if path.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    results = [EpisodeResult.from_json(json.loads(line)) for line in lines]
+    return {result.seed: result for result in results}
+
+
 class EpisodeFile:
-    """Finished episodes, one JSON line each, appended as they come; reading drops a torn last line."""
+    """Finished episodes, one JSON line each, appended as they come by whoever holds the evaluation."""
 
     def __init__(self, folder: Path) -> None:
+        """Makes the folder, and cuts off the torn last line of a process that was killed while it wrote."""
         self.path = folder / "episodes.jsonl"
-        self.results = {result.seed: result for result in self._read()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                whole = self.path.read_bytes()
+                os.truncate(self.path, whole.rfind(b"\n") + 1)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
+        self.results = read_episodes(folder)
 
     def append(self, result: EpisodeResult) -> None:
         """Keep one more episode; it survives this process being killed from now on."""
@@ -186,19 +203,6 @@ class EpisodeFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot keep an episode: {error.strerror}") from error
         self.results[result.seed] = result
-
-    def _read(self) -> list[EpisodeResult]:
-        if not self.path.exists():
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{self.path.parent}: cannot make this folder: {error.strerror}") from error
-            return []
-        text = self.path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            os.truncate(self.path, len(whole.encode()))
-        return [EpisodeResult.from_json(json.loads(line)) for line in whole.splitlines()]
 
 
 def episodes_here(
@@ -225,38 +229,28 @@ def episodes_here(
 def evaluate(
     worker: Worker,
     seeds: Sequence[int],
-    folder: Path,
     allocation: Allocation,
     *,
+    on_result: Callable[[EpisodeResult], None],
     slots: int = 1,
     max_tries: int = 3,
-    on_result: Callable[[EpisodeResult], None] | None = None,
     on_steps: Callable[[int], None] | None = None,
-) -> tuple[list[EpisodeResult], int]:
-    """Results of `seeds` in order, and how many `folder` had already; the others are run and kept there.
+) -> None:
+    """Play one episode for each of `seeds`; `on_result` gets each as it finishes.
 
     An allocation without evaluation actors runs them in this process.
     """
-    file = EpisodeFile(folder)
-    missing = [seed for seed in seeds if seed not in file.results]
-
-    def keep(result: EpisodeResult) -> None:
-        file.append(result)
-        if on_result is not None:
-            on_result(result)
-
     if allocation.evaluation_actors == 0:
-        for result in episodes_here(worker, missing, on_steps):
-            keep(result)
-    else:
-        evaluate_seeds(
-            missing,
-            worker,
-            actors=min(allocation.evaluation_actors, max(1, math.ceil(len(missing) / slots))),
-            cpus_per_actor=allocation.cpus_per_actor,
-            gpus_per_actor=allocation.gpus_per_actor,
-            max_tries=max_tries,
-            on_result=keep,
-            on_steps=on_steps,
-        )
-    return [file.results[seed] for seed in seeds], len(seeds) - len(missing)
+        for result in episodes_here(worker, seeds, on_steps):
+            on_result(result)
+        return
+    evaluate_seeds(
+        seeds,
+        worker,
+        actors=min(allocation.evaluation_actors, max(1, math.ceil(len(seeds) / slots))),
+        cpus_per_actor=allocation.cpus_per_actor,
+        gpus_per_actor=allocation.gpus_per_actor,
+        max_tries=max_tries,
+        on_result=on_result,
+        on_steps=on_steps,
+    )

@@ -17,7 +17,8 @@ import pandas as pd
 
 from tt_ray.config import ExperimentConfig, fingerprint, to_dict
 from tt_ray.distributed.evaluate import Row
-from tt_ray.distributed.line import Line, checkpoint_identity
+from tt_ray.distributed.line import Line
+from tt_ray.distributed.scoring import baselines, checkpoint_identity, greedy, score_planner
 from tt_ray.evaluation.figures import return_figure
 from tt_ray.evaluation.scores import aggregate_interval
 from tt_ray.experiment_file import dump_yaml
@@ -44,7 +45,7 @@ def run_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
     line.prepare_data()
     line.check_resume(resume)
     with start_parent(line, tracker) as parent:
-        rows = line.baselines()
+        rows = baselines(line)
         for row in rows:
             parent.log(_named(row.policy.replace(", ", " "), row), 0)
         checkpoints = {}
@@ -79,7 +80,7 @@ def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: in
     tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
     name = f"{line.config.name} seed {seed} evaluate"
     with _started(tracker, name, folder, _params(line.config, seed), tags) as run:
-        row = line.evaluate_planner(checkpoint, line.config.planner, PLANNER, seed)
+        row = score_planner(line, checkpoint, line.config.planner, PLANNER, seed)
         _log_scores(row, run, line.config.training.steps)
         _write_tables([row], folder)
         for name in ("results.md", "episodes.parquet"):
@@ -144,12 +145,12 @@ def _without(config: ExperimentConfig, *sections: str) -> dict[str, object]:
 
 
 def _evaluate_seed(line: Line, checkpoint: Path, seed: int, trial: Run) -> list[Row]:
-    greedy = line.evaluate_planner(checkpoint, line.greedy(), GREEDY, seed)
-    planner = line.evaluate_planner(checkpoint, line.config.planner, PLANNER, seed)
+    decoded = score_planner(line, checkpoint, greedy(line), GREEDY, seed)
+    planner = score_planner(line, checkpoint, line.config.planner, PLANNER, seed)
     step = line.config.training.steps
-    trial.log(_named("greedy", greedy), step)
+    trial.log(_named("greedy", decoded), step)
     _log_scores(planner, trial, step)
-    return [greedy, planner]
+    return [decoded, planner]
 
 
 def _log_scores(row: Row, run: Run, step: int) -> None:
@@ -180,7 +181,7 @@ def _report(line: Line, rows: list[Row], parent: Run) -> Path:
     if total.seed_std is not None:
         figures["return/seed_std"] = total.seed_std
     parent.log(figures, line.config.training.steps)
-    parent.log({f"seconds/{stage}": value for stage, value in line.seconds.items()}, 0)
+    parent.log(line.usage.metrics(), 0)
     _write_tables(rows, folder)
     (folder / "config.yaml").write_text(dump_yaml(line.config))
     return_figure([(_label(row), row.returns, row.summary.returns) for row in rows], folder / "returns.png")

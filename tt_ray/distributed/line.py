@@ -1,59 +1,38 @@
 """The stages of one experiment: data, tokens, training, evaluation; each is computed once and then reused.
 
-`experiment.py` puts them in order and logs what comes out.
+`experiment.py` puts them in order for one experiment, `trial.py` for one of a sweep's; `scoring.py` plays the
+episodes.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from tt_ray.config import (
-    ExperimentConfig,
-    PlannerConfig,
-    evaluation_fingerprint,
-    fingerprint,
-    model_fingerprint,
-    tokens_fingerprint,
-)
+from tt_ray.config import ExperimentConfig, model_fingerprint, tokens_fingerprint
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.data.episodes import DataSpec, Episodes
 from tt_ray.data.minari_folder import dataset_folder
-from tt_ray.data.minari_reader import load_episodes, own_metadata
-from tt_ray.data.token_store import TokenSet
+from tt_ray.data.minari_reader import load_episodes
+from tt_ray.data.token_store import TokenSet, read_spec
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.collect import ActorMap
-from tt_ray.distributed.evaluate import (
-    GREEDY,
-    LinearBaseline,
-    Planner,
-    RandomBaseline,
-    Row,
-    Worker,
-    check_environment,
-    engine_slots,
-    evaluate,
-)
-from tt_ray.distributed.train import is_trained, steps_done, train_model
+from tt_ray.distributed.evaluate import check_environment
+from tt_ray.distributed.following import Update, following, replay
+from tt_ray.distributed.holders import Holder
+from tt_ray.distributed.stages import Input, Stage, StageStore
+from tt_ray.distributed.train import OnPoint, steps_done, train_model
+from tt_ray.distributed.usage import Usage
 from tt_ray.errors import UserError
 from tt_ray.evaluation.collect import collect
 from tt_ray.evaluation.random_search import environment
-from tt_ray.evaluation.rollout import EpisodeResult
-from tt_ray.evaluation.scores import summarize, with_scores
-from tt_ray.locks import exclusive
-from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint
-from tt_ray.tracking import Run, read
-
-Update = Callable[[int, str], None]
-"""`update(done, message)` of a stage under way."""
-
-TRAINING = "another process is training this model"
+from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics
+from tt_ray.tracking import Run
 
 
 class Progress(Protocol):
@@ -63,46 +42,64 @@ class Progress(Protocol):
         """A stage of `total` steps for the duration of a block."""
         ...
 
+    def note(self, message: str) -> None:
+        """Say that something is as it is, such as waiting for another process."""
+        ...
+
 
 class Line:
-    """One experiment under way: its folders, its Ray allocation, and how long each stage took."""
+    """One experiment under way: its stages in the store, its Ray allocation, and what it has cost."""
 
     def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
         self.config, self.progress = config, progress
         self.allocation: Allocation  # once Ray is up
         self.storage = Path(config.resources.storage).resolve()
-        self.seconds: dict[str, float] = {}
-        self.reused: list[str] = []
-        self.episodes: Episodes
+        self.store = StageStore(self.storage)
+        self.usage = Usage()
         self.spec: DataSpec
         self.tokens: Path
         self.models: dict[int, Path] = {}
 
+    @cached_property
+    def episodes(self) -> Episodes:
+        """The data set."""
+        return load_episodes(self.config.dataset.id, self.config.dataset.observation_dims)
+
     def check(self, resume: bool) -> None:
         """`UserError` for all that can be known before anything is started or written."""
-        config, dataset_id = self.config.collect, resolve_id(self.config.dataset.id)
-        if config is not None and not dataset_folder(dataset_id).exists():
-            environment(config).close()
-            return
-        if config is not None:
-            collect(dataset_id, config)  # it is there: this only refuses one that was made otherwise
-            self.reused.append("data set")
-        self._read()
-        self.check_resume(resume)
+        if check_data(self.config):
+            if self.config.collect is not None:
+                self.usage.reuse("data", "data set", 0.0)
+            self._read()
+            self.check_resume(resume)
 
     def prepare_data(self) -> None:
         """Collect the data set where that is still to do, read it unless `check` has, and make its tokens."""
         if not self.models:
-            with self._timed("collect"):
-                self._collect()
+            with self.usage.timed("collect"):
+                collect_data(self.config, self.progress, self.allocation)
             self._read()
-        with self._timed("tokens"):
-            if self.tokens.exists():
-                self.reused.append("tokens")
-            else:
-                TokenSet.build(self.episodes, self.config.dataset, self.config.discretizer).save(self.tokens)
-            for leftover in self.tokens.parent.glob(f".{self.tokens.name}.*"):
-                shutil.rmtree(leftover, ignore_errors=True)  # of a command that was killed while it wrote
+        self.make_tokens()
+
+    def locate(self, data_fingerprint: str) -> None:
+        """Where the tokens and models of data with this fingerprint belong."""
+        identity = tokens_fingerprint(self.config, data_fingerprint)
+        self.tokens = self.store.path("tokens", identity)
+        for seed in self.config.seeds:
+            self.models[seed] = self.store.path("models", model_fingerprint(self.config, identity, seed))
+
+    def make_tokens(self) -> None:
+        """The tokens, made unless they are there; the data set is read only where it has to be."""
+        with self.stage("tokens", self.tokens.name, "tokens", work="tokens") as stage:
+            if stage.held:
+                self._clear_leftovers()
+                if not (self.tokens / "tokens.json").exists():  # else another was killed before publishing
+                    config = self.config
+                    TokenSet.build(self.episodes, config.dataset, config.discretizer).save(self.tokens)
+                dataset, bins = self.config.dataset, self.config.discretizer
+                description = {"dataset": dataset.id, "strategy": bins.strategy, "num_bins": bins.num_bins}
+                stage.publish(description)
+        self.spec = read_spec(self.tokens)
 
     def use(self, spec: DataSpec) -> None:
         """Evaluate in the environment of `spec`; `UserError` unless it can be made here and fits."""
@@ -112,30 +109,34 @@ class Line:
     def check_resume(self, resume: bool) -> None:
         """`UserError` when a model was begun and the user has not said to go on with it."""
         for seed, folder in self.models.items():
-            if is_trained(folder) or not folder.exists():
+            unfinished = self.store.find("models", folder.name) is None
+            if not unfinished or self.store.holder("models", folder.name) is not None:
                 continue
-            with exclusive(folder, TRAINING):
-                done = steps_done(folder)
+            done = steps_done(folder)
             if done and not resume:
                 raise UserError(
                     f"{folder}: training of seed {seed} stopped after {done} of {self.config.training.steps} "
                     "steps; add --resume to go on from there, or remove the folder to begin again"
                 )
 
-    def train(self, seed: int, run: Run) -> Path:
-        """The best checkpoint of one training seed, trained unless it is there; its curves go to `run`."""
+    def train(self, seed: int, run: Run, on_point: OnPoint | None = None) -> Path:
+        """The best checkpoint of one training seed, trained unless it is there; its curves go to `run`.
+
+        `on_point` is told of every point of the curves while this process trains.
+        """
         folder, steps = self.models[seed], self.config.training.steps
-        title = f"training, seed {seed}"
-        done = is_trained(folder)
-        if done:
-            self.reused.append(f"model {seed}")
-        with (
-            self._timed("training"),
-            self.progress.stage(title, steps) as update,
-            exclusive(folder, TRAINING),
-            following(folder / "journal.jsonl", run, update),
-        ):
-            train_model(self.config, self.tokens, folder, seed, self.allocation)
+        inputs = [("tokens", self.tokens.name)]
+        name = f"model {seed}"
+        with self.stage("models", folder.name, name, work="training", inputs=inputs) as stage:
+            if not stage.held:
+                replay(folder / "journal.jsonl", run)
+            else:
+                with (
+                    self.progress.stage(f"training, seed {seed}", steps) as update,
+                    following(folder / "journal.jsonl", run, update),
+                ):
+                    train_model(self.config, self.tokens, folder, seed, self.allocation, on_point)
+                stage.publish(self._model_description(folder, seed))
         checkpoint = best_checkpoint(folder)
         assert checkpoint is not None
         run.set_tags(
@@ -143,169 +144,88 @@ class Line:
         )
         return checkpoint
 
-    def baselines(self) -> list[Row]:
-        """Random actions, the data set itself, and the policy that collected it where that is known."""
-        seeds, spec = self._seeds(), self.spec
-        rows = [self._evaluate("random policy", None, RandomBaseline(spec), "random", seeds)]
-        returns = self.episodes.returns
-        best = sorted(returns)[-max(1, len(returns) // 10) :]
-        rows += [self._data_row("data set", returns), self._data_row("data set, best tenth", best)]
-        policy = own_metadata(spec.dataset_id).get("final_policy")
-        if policy is not None and self.config.dataset.observation_dims is None:
-            worker = LinearBaseline(policy)
-            rows.append(self._evaluate("final behaviour policy", None, worker, "behaviour", seeds))
-        return rows
+    @contextmanager
+    def stage(
+        self,
+        kind: str,
+        key: str,
+        name: str,
+        *,
+        work: str,
+        inputs: Sequence[Input] = (),
+        enough: Callable[[Stage], bool] = lambda stage: True,
+        share: Callable[[Stage], float] = lambda stage: 1.0,
+        count: int = 1,
+    ) -> Iterator[Stage]:
+        """A stage of the store for the duration of a block, in which what is held is to be computed.
 
-    def evaluate_planner(
-        self, checkpoint: Path, planner: PlannerConfig, policy: str, seed: int | None
-    ) -> Row:
-        """Episodes of the planner on a checkpoint."""
-        evaluation, resources = self.config.evaluation, self.config.resources
-        slots = engine_slots(evaluation.episodes, resources.episodes_per_actor)
-        discount = self.config.dataset.discount
-        worker = Planner(checkpoint, planner, discount, slots, resources.decoder)
-        identity = evaluation_fingerprint(planner, evaluation.max_steps, checkpoint_identity(checkpoint))
-        return self._evaluate(policy, seed, worker, identity, self._seeds(), slots)
+        `share`: how much of a complete one is used, and so saved; `count`: of how many things. Time spent
+        waiting for another process is counted as that, the block's as `work`.
+        """
+        began, waited = time.perf_counter(), False
 
-    def greedy(self) -> PlannerConfig:
-        """Greedy decoding with the experiment's context."""
-        context = self.config.planner.max_context_transitions
-        settings = {**vars(GREEDY), "max_context_transitions": context}
-        return PlannerConfig(**settings)
+        def on_wait(seconds: float, holder: Holder | None) -> None:
+            nonlocal waited
+            if not waited:
+                waited = True
+                self.progress.note(f"waiting for {name}, which {holder or 'another process'} is computing")
+
+        claim = self.store.claim(kind, key, inputs=inputs, enough=enough, on_wait=on_wait)
+        with claim as stage:
+            if waited:
+                self.usage.add("waiting", time.perf_counter() - began)
+            if stage.complete and not stage.held:
+                self.usage.reuse(kind, name, share(stage) * stage.seconds, count)
+            with self.usage.timed(work):
+                yield stage
 
     def _read(self) -> None:
         """The data set, its environment checked, and where its tokens and models belong."""
-        with self._timed("tokens"):
-            self.episodes = load_episodes(self.config.dataset.id, self.config.dataset.observation_dims)
+        with self.usage.timed("tokens"):
             self.use(self.episodes.spec)
-        identity = tokens_fingerprint(self.config, self.spec.fingerprint)
-        self.tokens = self.storage / "tokens" / identity
-        for seed in self.config.seeds:
-            self.models[seed] = self.storage / "models" / model_fingerprint(self.config, identity, seed)
+        self.locate(self.spec.fingerprint)
 
-    def _collect(self) -> None:
-        config = self.config.collect
-        dataset_id = resolve_id(self.config.dataset.id)
-        if config is None:
+    def _clear_leftovers(self) -> None:
+        """Remove what a process left that was killed while it wrote the tokens."""
+        for leftover in self.tokens.parent.glob(f".{self.tokens.name}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _model_description(self, folder: Path, seed: int) -> dict[str, object]:
+        config, best = self.config, best_checkpoint(folder)
+        description = {
+            "experiment": config.name,
+            "dataset": config.dataset.id,
+            "seed": seed,
+            "steps": config.training.steps,
+        }
+        loss = checkpoint_metrics(best).get("val/loss") if best is not None else None
+        return description if loss is None else {**description, "val/loss": loss}
+
+
+def check_data(config: ExperimentConfig) -> bool:
+    """Whether the data set is here; `UserError` where it cannot be collected, or was made otherwise."""
+    dataset_id = resolve_id(config.dataset.id)
+    if config.collect is None:
+        return True  # or else reading it says how to get it
+    if not dataset_folder(dataset_id).exists():
+        environment(config.collect).close()
+        return False
+    collect(dataset_id, config.collect)  # it is there: this only refuses one that was made otherwise
+    return True
+
+
+def collect_data(config: ExperimentConfig, progress: Progress, allocation: Allocation) -> None:
+    """Collect the data set where the experiment says how: in actors, or here if the allocation has none."""
+    how, dataset_id = config.collect, resolve_id(config.dataset.id)
+    if how is None:
+        return
+    with progress.stage(f"collecting {dataset_id}", how.steps) as update:
+
+        def show(done: int, _: int, message: str) -> None:
+            update(done, message)
+
+        if allocation.evaluation_actors == 0:
+            collect(dataset_id, how, progress=show)
             return
-        with (
-            self.progress.stage(f"collecting {dataset_id}", config.steps) as update,
-            ActorMap(
-                self.allocation.evaluation_actors, max_failures=self.config.resources.max_failures
-            ) as pool,
-        ):
-            collect(dataset_id, config, map=pool, progress=lambda done, _, message: update(done, message))
-
-    def _evaluate(
-        self,
-        policy: str,
-        seed: int | None,
-        make: Callable[[], Any],
-        identity: str,
-        seeds: list[int],
-        slots: int = 1,
-    ) -> Row:
-        """Episodes of one policy, those that are in the store already taken from there."""
-        resources, evaluation = self.config.resources, self.config.evaluation
-        if identity in ("random", "behaviour"):
-            identity = f"{identity}-{fingerprint(self.spec.to_json(), evaluation.max_steps)}"
-        title = policy if seed is None else f"{policy}, seed {seed}"
-        with self._timed("evaluation"), self.progress.stage(f"{title}: episodes", len(seeds)) as update:
-            done: list[float] = []
-
-            def on_result(result: EpisodeResult) -> None:
-                done.append(result.episode_return)
-                update(len(done), f"mean return {sum(done) / len(done):.0f}")
-
-            results, reused = evaluate(
-                Worker(make, self.spec, evaluation.max_steps),
-                seeds,
-                self.storage / "evaluations" / identity,
-                self.allocation,
-                slots=slots,
-                max_tries=1 + resources.max_failures,
-                on_result=on_result,
-                on_steps=lambda steps: update(len(done), f"{steps} steps"),
-            )
-            update(len(seeds), "")
-        if reused:
-            self.reused.append(f"{reused} episodes ({title})")
-        return self._row(policy, seed, results)
-
-    def _row(self, policy: str, seed: int | None, results: list[EpisodeResult]) -> Row:
-        evaluation, low, high = self.config.evaluation, self.spec.ref_min_score, self.spec.ref_max_score
-        summary = summarize(results, low, high, evaluation.confidence, evaluation.bootstrap_samples)
-        return Row(policy, seed, summary, with_scores(results, low, high))
-
-    def _data_row(self, policy: str, returns: Any) -> Row:
-        results = [
-            EpisodeResult(
-                seed=i,
-                episode_return=float(value),
-                length=0,
-                terminated=False,
-                decisions=0,
-                environment_seconds=0.0,
-                planning_seconds=0.0,
-            )
-            for i, value in enumerate(returns)
-        ]
-        return self._row(policy, None, results)
-
-    def _seeds(self) -> list[int]:
-        first = self.config.evaluation.first_seed
-        return list(range(first, first + self.config.evaluation.episodes))
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def checkpoint_identity(checkpoint: Path) -> str:
-    """Identity of a checkpoint by its contents, wherever it lies."""
-    return fingerprint((checkpoint / CHECKSUMS).read_text())
-
-
-def writable(storage: Path) -> Path:
-    """The storage folder, made where it is missing; `UserError` unless files can be written in it."""
-    probe = storage / f".writable-{os.getpid()}"
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"resources.storage: cannot write in {storage}: {error.strerror}") from error
-    return storage
-
-
-@contextmanager
-def following(journal: Path, run: Run, update: Update) -> Iterator[None]:
-    """Pass on the curves in a training job's journal, as they come, to `run` and a progress bar."""
-    finished = threading.Event()
-    offset = 0
-
-    def catch_up() -> None:
-        nonlocal offset
-        for record, end in read(journal, offset):
-            offset = end
-            if "metrics" in record:
-                run.journal.append(record["metrics"], record["step"], record["time"])
-                loss = record["metrics"].get("train/loss")
-                update(record["step"], "" if loss is None else f"loss {loss:.3f}")
-
-    def work() -> None:
-        while not finished.wait(0.5):
-            catch_up()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-        catch_up()
+        with ActorMap(allocation.evaluation_actors, max_failures=config.resources.max_failures) as pool:
+            collect(dataset_id, how, map=pool, progress=show)

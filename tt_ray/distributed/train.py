@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tt_ray.config import ExperimentConfig, to_dict
 from tt_ray.data.token_store import TokenSet
-from tt_ray.distributed.cluster import Allocation, offer
+from tt_ray.distributed.cluster import Allocation
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import experiment_from_dict
 from tt_ray.model.checkpoint import last_checkpoint, prune_checkpoints
@@ -18,8 +18,10 @@ from tt_ray.tracking import Journal
 from tt_ray.training.job import make_job
 from tt_ray.training.loop import Workers, fit
 
-COMPLETE = "complete.json"
 RAY = "ray"  # Ray Train's own folder; nothing of ours is in there
+
+OnPoint = Callable[[Mapping[str, float], int], None]
+"""`on_point(metrics, step)` of a point of the training curves."""
 
 # Ray Train's own lines would bury the progress bar; its one known false alarm comes from the watcher.
 _QUIET = {
@@ -29,11 +31,6 @@ _QUIET = {
 }
 
 
-def is_trained(folder: Path) -> bool:
-    """Whether the model in `folder` is finished."""
-    return (folder / COMPLETE).is_file()
-
-
 def steps_done(folder: Path) -> int:
     """Updates in the last checkpoint of `folder`."""
     last = last_checkpoint(folder)
@@ -41,15 +38,19 @@ def steps_done(folder: Path) -> int:
 
 
 def train_model(
-    config: ExperimentConfig, tokens: Path, folder: Path, seed: int, allocation: Allocation
+    config: ExperimentConfig,
+    tokens: Path,
+    folder: Path,
+    seed: int,
+    allocation: Allocation,
+    on_point: OnPoint | None = None,
 ) -> None:
     """Train the model of `seed` in `folder`, from its last checkpoint if it has one, to the end.
 
-    One worker runs the loop in this process, more of them under Ray Train. A worker that dies is replaced and
-    all go on from the last checkpoint, resources.max_failures times.
+    One worker runs the loop in this process where that has what it needs, else Ray Train runs the workers:
+    one that dies is replaced and all go on from the last checkpoint, resources.max_failures times. `on_point`
+    is called in this process, if the loop runs here.
     """
-    if is_trained(folder):
-        return
     settings = {
         "config": to_dict(config),
         "tokens": str(tokens),
@@ -59,22 +60,26 @@ def train_model(
     }
     if steps_done(folder) == config.training.steps:
         pass  # killed after the last step
-    elif allocation.workers == 1 and not offer().gpus:
-        _train(settings, Workers(), "cpu")
+    elif allocation.workers == 1 and allocation.in_process:
+        _train(settings, Workers(), "cuda" if settings["cuda"] else "cpu", on_point)
     else:
         _train_with_ray(settings, allocation, config.resources.max_failures)
     prune_checkpoints(folder)  # what a kill during or after the last checkpoint has left
     shutil.rmtree(folder / RAY, ignore_errors=True)
-    temporary = folder / f".{COMPLETE}"
-    temporary.write_text(json.dumps({"steps": config.training.steps}))
-    os.replace(temporary, folder / COMPLETE)
 
 
-def _train(settings: dict[str, Any], workers: Workers, device: str) -> None:
+def _train(settings: dict[str, Any], workers: Workers, device: str, on_point: OnPoint | None = None) -> None:
     config = experiment_from_dict(settings["config"])
     job = make_job(config, TokenSet.load(Path(settings["tokens"])), settings["seed"])
     folder = Path(settings["folder"])
-    fit(job, folder, Journal(folder).append, workers, device)
+    journal = Journal(folder)
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        journal.append(metrics, step)
+        if on_point is not None:
+            on_point(metrics, step)
+
+    fit(job, folder, log, workers, device)
 
 
 def _train_with_ray(settings: dict[str, Any], allocation: Allocation, max_failures: int) -> None:
@@ -87,8 +92,7 @@ def _train_with_ray(settings: dict[str, Any], allocation: Allocation, max_failur
             """Ray's own would end this process without a word, and stay on after the training."""
 
     folder = Path(settings["folder"])
-    cpus = max(1, offer().cpus // allocation.workers)
-    resources = {"CPU": cpus, "GPU": allocation.gpus_per_worker}
+    resources = {"CPU": allocation.cpus_per_worker, "GPU": allocation.gpus_per_worker}
     trainer = Trainer(
         _worker,
         train_loop_config=settings,

@@ -42,7 +42,7 @@ class Aggregate:
     seed_std: float | None
     """Standard deviation of `seed_values` (n - 1); None for a single seed."""
     seed_error: float | None
-    """Standard error of their mean, the +- of the paper's tables; None for a single seed."""
+    """Standard error of their mean; None for a single seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

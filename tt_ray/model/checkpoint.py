@@ -155,6 +155,15 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob(f"{STEP_PREFIX}*"))
 
 
+def checkpoint_metrics(folder: Path) -> dict[str, float]:
+    """What the validation at a checkpoint found; `UserError` where its file is damaged."""
+    file = folder / "metrics.json"
+    try:
+        return {name: float(value) for name, value in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: damaged or missing ({error}); restore it or train again") from error
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Checkpoint of the most updates, or None."""
     return next(reversed(checkpoint_folders(folder)), None)
@@ -210,11 +219,7 @@ def _remove(folder: Path) -> None:
 
 
 def _validation_loss(folder: Path) -> float:
-    file = folder / "metrics.json"
-    try:
-        loss = float(json.loads(file.read_text()).get("val/loss", math.inf))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: damaged or missing ({error}); restore it or train again") from error
+    loss = checkpoint_metrics(folder).get("val/loss", math.inf)
     return math.inf if math.isnan(loss) else loss  # a run that has diverged is never the best
 
 

@@ -5,14 +5,17 @@ without them.
 """
 
 from tt_ray.tracking.connection import START_SERVER, START_SHARED_SERVER, connect
+from tt_ray.tracking.courier import Courier
 from tt_ray.tracking.journal import Journal, read
-from tt_ray.tracking.mlflow_store import MlflowRun, MlflowTracker, send_leftovers
+from tt_ray.tracking.mlflow_run import MlflowRun, MlflowTracker
+from tt_ray.tracking.mlflow_store import send_leftovers
 from tt_ray.tracking.results import download_checkpoint, results_table
-from tt_ray.tracking.run import JournalTracker, MemoryTracker, Run, Tracker, provenance_tags
+from tt_ray.tracking.run import JournalTracker, MemoryTracker, Run, Tracker, open_journal, provenance_tags
 
 __all__ = [
     "START_SERVER",
     "START_SHARED_SERVER",
+    "Courier",
     "Journal",
     "JournalTracker",
     "MemoryTracker",
@@ -22,6 +25,7 @@ __all__ = [
     "Tracker",
     "connect",
     "download_checkpoint",
+    "open_journal",
     "provenance_tags",
     "read",
     "results_table",

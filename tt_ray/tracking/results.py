@@ -15,32 +15,75 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("score/mean", "score/ci_low", "score/ci_high", "return/mean", "val/loss")
+SWEEP_COLUMNS = ("kind", "trial", "case", "reused", "seconds", "saved", "cause")
+COLUMNS = ("run", "parent", "status", "seed", *METRICS, *SWEEP_COLUMNS)
+WINNER = ("best/", "confirmed/")
+"""How a sweep's own metrics begin: the winner's score, and its score on fresh episodes."""
+NO_WORK = ("seconds/saved", "seconds/waiting")
+
+
+class MlflowAwayError(UserError):
+    """MLflow does not answer at the moment."""
 
 
 def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
     """One row for each run of the experiment, children below their parent, indexed by MLflow's run id.
 
-    Columns: run, parent (its name), status, seed, the METRICS, then the params in which the runs without
-    children differ. What a run does not have is None or NaN. `UserError` when there is no such experiment.
+    Columns: run, parent (its name), status (as MLflow has it, and STOPPED for a trial that its scheduler has
+    ended), seed, the METRICS; kind (`sweep`, `trial` or empty), trial (its name), case, reused (stages, in
+    words), seconds (of computing), saved (seconds, by reuse), cause (of a failure); a sweep's metrics
+    `best/...` and `confirmed/...`; then the params in which the runs without children differ. What a run does
+    not have is None, NaN or empty.
+
+    Raises:
+        UserError: there is no such experiment; `MlflowAwayError` if MLflow does not answer.
     """
     import pandas as pd
 
     runs = _in_family_order(_all_runs(experiment_name, uri))
     names = {run.info.run_id: run.info.run_name for run in runs}
+    winner = sorted({name for run in runs for name in run.data.metrics if name.startswith(WINNER)})
     differing = _differing_params(runs)
     rows = []
     for run in runs:
-        params, tags = run.data.params, run.data.tags
+        params, tags, metrics = run.data.params, run.data.tags, run.data.metrics
         row: dict[str, Any] = {
             "run": run.info.run_name,
             "parent": names.get(tags.get("mlflow.parentRunId", ""), ""),
-            "status": run.info.status,
+            "status": _status(run),
             "seed": tags.get("seed", params.get("seed")),
         }
-        row |= {name: run.data.metrics.get(name, float("nan")) for name in METRICS}
+        row |= {name: metrics.get(name, float("nan")) for name in (*METRICS, *winner)} | _of_sweep(run)
         rows.append(row | {name: params.get(name) for name in differing})
     index = pd.Index([run.info.run_id for run in runs], name="run_id", dtype=object)
-    return pd.DataFrame(rows, index=index, columns=["run", "parent", "status", "seed", *METRICS, *differing])
+    return pd.DataFrame(rows, index=index, columns=[*COLUMNS, *winner, *differing])
+
+
+def further_columns(frame: pd.DataFrame) -> list[str]:
+    """The params of a `results_table`: all columns that only some experiments have, but not the metrics."""
+    return [name for name in frame.columns if name not in COLUMNS and not name.startswith(WINNER)]
+
+
+def _status(run: Any) -> str:
+    status, said = run.info.status, run.data.tags.get("trial.status")
+    if status != "RUNNING" and said == "stopped":
+        return "STOPPED"
+    return "FAILED" if status == "FINISHED" and said == "failed" else status
+
+
+def _of_sweep(run: Any) -> dict[str, Any]:
+    """The SWEEP_COLUMNS of a run."""
+    tags, metrics = run.data.tags, run.data.metrics
+    spent = [metrics[name] for name in metrics if name.startswith("seconds/") and name not in NO_WORK]
+    return {
+        "kind": tags.get("kind", ""),
+        "trial": tags.get("trial.name", ""),
+        "case": tags.get("trial.case", ""),
+        "reused": tags.get("reused", ""),
+        "seconds": sum(spent) if spent else float("nan"),
+        "saved": metrics.get("seconds/saved", float("nan")),
+        "cause": tags.get("error", "") if _status(run) == "FAILED" else "",
+    }
 
 
 def download_checkpoint(run_id: str, uri: str, folder: Path) -> Path:
@@ -73,7 +116,17 @@ def download_checkpoint(run_id: str, uri: str, folder: Path) -> Path:
 
 
 def _all_runs(experiment_name: str, uri: str) -> list[Any]:
+    """Every run, oldest first."""
     prepare_environment()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _read_runs(experiment_name, uri)
+    except (MlflowException, OSError) as error:
+        raise MlflowAwayError(f"MLflow at {uri} does not answer ({one_line(error)})") from error
+
+
+def _read_runs(experiment_name: str, uri: str) -> list[Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -95,7 +148,7 @@ def _all_runs(experiment_name: str, uri: str) -> list[Any]:
 
 
 def _in_family_order(runs: list[Any]) -> list[Any]:
-    """Each parent, oldest first, then its children by name."""
+    """Each parent, oldest first, then its children: trials in the order of the sweep, others by name."""
     ids = {run.info.run_id for run in runs}
     children: dict[str, list[Any]] = {}
     tops = []
@@ -106,12 +159,19 @@ def _in_family_order(runs: list[Any]) -> list[Any]:
 
     def add(run: Any) -> None:
         ordered.append(run)
-        for child in sorted(children.get(run.info.run_id, []), key=lambda child: child.info.run_name):
+        for child in sorted(children.get(run.info.run_id, []), key=_place):
             add(child)
 
     for top in tops:
         add(top)
     return ordered
+
+
+def _place(run: Any) -> tuple[float, float, str]:
+    index, seed = run.data.tags.get("trial.index", ""), run.data.tags.get("seed", "")
+    if index.isdecimal() and seed.isdecimal():
+        return int(index), int(seed), run.info.run_name
+    return float("inf"), 0, run.info.run_name
 
 
 def _differing_params(runs: list[Any]) -> list[str]:

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, SupportsFloat
+from typing import Any, Literal, Protocol, Self, SupportsFloat, get_args
 
 from tt_ray.config import flatten
 from tt_ray.errors import UserError
 from tt_ray.tracking.journal import Journal, MemoryJournal, check_name
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+FINAL: tuple[str, ...] = get_args(Status)
 
 
 @dataclass
@@ -39,6 +40,8 @@ class RunState:
     """Bytes of the journal that MLflow has accepted."""
     pending: list[list[str]] = field(default_factory=list)
     """Artifacts [path, folder] that are still to be uploaded."""
+    status: str = ""
+    """The last status that MLflow has accepted."""
 
     @classmethod
     def load(cls, folder: Path) -> RunState | None:
@@ -61,10 +64,11 @@ class RunState:
 class Run:
     """One run; as a context manager it finishes by itself (FAILED after an exception, KILLED after Ctrl-C).
 
-    This class only writes the journal; `MlflowRun` also sends it on.
+    This class only writes the journal; `MlflowRun` also sends it on. `state` is None where another process
+    keeps it.
     """
 
-    def __init__(self, state: RunState, journal: Journal | MemoryJournal) -> None:
+    def __init__(self, state: RunState | None, journal: Journal | MemoryJournal) -> None:
         self.state = state
         self.journal = journal
         self.finished = False
@@ -72,6 +76,8 @@ class Run:
     @property
     def identity(self) -> str:
         """What a child passes as `parent`, in whatever process it runs."""
+        if self.state is None:
+            raise ValueError("only the process that keeps a run's state knows its identity")
         return self.state.identity
 
     def log(self, metrics: Mapping[str, SupportsFloat], step: int) -> None:
@@ -80,7 +86,7 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set or overwrite tags."""
-        self.journal.write({"tags": _strings(tags)})
+        self.journal.write({"tags": as_strings(tags)})
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Upload a file, or what a directory holds, to `folder` (a directory: by default its own name).
@@ -187,6 +193,22 @@ class MemoryTracker:
         return run
 
 
+def open_journal(
+    folder: Path | str, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
+) -> Run:
+    """The run in `folder`, started or continued by a process that only writes the journal.
+
+    Another process keeps its `run.json` and sends it: see `Courier`. params: the (nested) config; those that
+    an earlier start has logged stay as they are.
+    """
+    journal = Journal(folder)
+    start = _start_record(params, tags)
+    if journal.path.exists():
+        start["tags"].setdefault("error", "")  # that of an earlier try
+    journal.write(start)
+    return Run(None, journal)
+
+
 def open_folder(
     name: str,
     experiment: str,
@@ -210,10 +232,11 @@ def open_folder(
 
 
 def _start_record(params: Mapping[str, Any] | None, tags: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"status": "RUNNING", "params": _strings(flatten(params or {})), "tags": _strings(tags or {})}
+    return {"status": "RUNNING", "params": as_strings(flatten(params or {})), "tags": as_strings(tags or {})}
 
 
-def _strings(values: Mapping[str, Any]) -> dict[str, str]:
+def as_strings(values: Mapping[str, Any]) -> dict[str, str]:
+    """Params or tags as MLflow keeps them. `ValueError` for a name that it would refuse."""
     for key in values:
         check_name(key)
     return {key: str(value) for key, value in values.items()}

@@ -12,9 +12,10 @@ def make_job(config: ExperimentConfig, tokens: TokenSet, seed: int) -> TrainingJ
     """Training windows, held-out windows and settings for one training seed."""
     dataset, window = config.dataset, config.model.context_transitions
     count = len(tokens.offsets) - 1
+    split = split_episodes(count, dataset.validation_fraction, dataset.split_seed, dataset.fraction)
     train, validation = (
         WindowSet.build(tokens.tokens, tokens.offsets, tokens.terminated, chosen, window, tokens.layout)
-        for chosen in split_episodes(count, dataset.validation_fraction, dataset.split_seed)
+        for chosen in split
     )
     return TrainingJob(
         model=config.model,

@@ -1,0 +1,59 @@
+"""What every command that computes needs around it: MLflow checked, the storage writable, Ray up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tt_ray.cli.view import console
+from tt_ray.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from tt_ray.distributed.cluster import Allocation
+    from tt_ray.tracking import MlflowTracker
+
+
+@contextmanager
+def session(config: ExperimentConfig, send: bool) -> Iterator[tuple[MlflowTracker, Allocation]]:
+    """MLflow and Ray for the duration of a block; with `send`, earlier runs send what they could not."""
+    from tt_ray.distributed import cluster
+    from tt_ray.distributed.scoring import writable
+    from tt_ray.tracking import MlflowTracker, send_leftovers
+
+    uri = connect(config.tracking.uri)
+    storage = writable(Path(config.resources.storage))
+    if send and (sent := send_leftovers(storage, uri)):
+        console.print(f"sent what {sent} earlier runs had not been able to send to MLflow")
+    status = console.status("starting Ray")
+    status.start()
+    try:
+        with cluster.connect(config.resources) as allocation:
+            status.stop()
+            yield MlflowTracker(uri, config.tracking.experiment or config.name), allocation
+    finally:
+        status.stop()
+
+
+def connect(uri: str | None, must_exist: bool = False) -> str:
+    """The MLflow store in use; `UserError` where it does not answer."""
+    from tt_ray import tracking
+
+    return tracking.connect(uri, must_exist=must_exist)
+
+
+def show_places(places: list[tuple[str, str]]) -> None:
+    """Where to look next, one line each."""
+    for title, place in [*places, *_mlflow_ui()]:
+        console.print(f"{title + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _mlflow_ui() -> list[tuple[str, str]]:
+    """How to open the MLflow UI on the store that was used."""
+    uri = connect(None)
+    if uri.startswith(("http://", "https://")):
+        return [("MLflow UI", uri)]
+    command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+    return [("MLflow UI", command), ("then open", "http://127.0.0.1:5000")]

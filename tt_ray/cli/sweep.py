@@ -1,0 +1,120 @@
+"""`tt-ray sweep` and `tt-ray cancel`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tt_ray.cli.session import session, show_places
+from tt_ray.cli.sweep_view import LiveBoard, forecast_table, sweep_table
+from tt_ray.cli.view import Bars, console, duration
+from tt_ray.config import ResourcesConfig
+from tt_ray.errors import UserError
+from tt_ray.sweep_file import load_sweep
+
+CANCEL_WAIT = 120.0  # seconds that `cancel` waits for the sweep to end
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Experiment file with a search section (YAML).")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, such as search.num_trials=20.", metavar="KEY=VALUE"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the trials, and what of each is there already.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The same study shrunk to seconds, on a tiny data set.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run the trials that failed once more, and no others.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Run in the background; see `tt-ray results NAME --follow`.")
+    ] = False,
+) -> None:
+    """Run every trial of a search, each stage once, and name an honest winner."""
+    from tt_ray.distributed.sweeps.driver import Flags, check_sweep, run_sweep
+    from tt_ray.smoke import smoke as shrunk
+
+    started = time.perf_counter()
+    loaded = load_sweep(file, overrides or [])
+    loaded = shrunk(loaded) if smoke else loaded
+    flags = Flags(resume=resume, only_failed=retry_failed)
+    study = check_sweep(loaded, flags)
+    if dry_run:
+        console.print(forecast_table(study))
+        return
+    if detach:
+        _detach(study.folder, loaded.base.name)
+        return
+    with session(loaded.base, send=True) as (tracker, _):
+        outcome = run_sweep(study, tracker, flags, Bars(), LiveBoard)
+    console.print(sweep_table(outcome.frame, loaded.search, loaded.base.evaluation.confidence))
+    for problem in outcome.problems:
+        console.print(problem, style="yellow", highlight=False, markup=False)
+    if outcome.cancelled:
+        console.print("cancelled; the same command with --resume goes on from here", highlight=False)
+    console.print()
+    saved = float(outcome.frame["saved"].sum())
+    took = f"{duration(time.perf_counter() - started)}; reused stages saved {duration(saved)} of computing"
+    best = [("ready to run", ", ".join(sorted(map(str, outcome.folder.glob("best*.yaml")))))]
+    show_places([("took", took), *best, ("tables and figures", str(outcome.folder))])
+    failed = int((outcome.frame["status"] == "failed").sum())
+    if failed:
+        raise typer.Exit(1)
+
+
+def cancel(
+    name: Annotated[str, typer.Argument(help="The sweep's name.")],
+    storage: Annotated[Path, typer.Option(help="The storage folder that it uses.")] = Path(
+        ResourcesConfig().storage
+    ),
+) -> None:
+    """End a running sweep: what is finished stays, and `--resume` goes on with the rest."""
+    from tt_ray.distributed.sweeps.board import CANCEL
+    from tt_ray.distributed.sweeps.study import sweep_folder
+    from tt_ray.locks import is_held
+
+    folder = sweep_folder(storage.resolve(), name)
+    if not folder.is_dir():
+        known = [path.name for path in sorted((storage / "sweeps").glob("*")) if path.is_dir()]
+        raise UserError(f"no sweep {name!r} in {storage}: {', '.join(known) or 'it holds none'}")
+    if not is_held(folder):
+        raise UserError(f"sweep {name!r} is not running here; there is nothing to cancel")
+    (folder / CANCEL).touch()
+    with console.status(f"waiting for sweep {name!r} to end"):
+        deadline = time.monotonic() + CANCEL_WAIT
+        while is_held(folder):
+            if time.monotonic() > deadline:
+                raise UserError(f"sweep {name!r} was asked to end, and has not after {CANCEL_WAIT:.0f} s")
+            time.sleep(0.5)
+    console.print(f"sweep {name!r} has ended; `tt-ray sweep FILE --resume` goes on with it", highlight=False)
+
+
+def _detach(folder: Path, name: str) -> None:
+    """Start this very command once more, in a session of its own, and leave it alone."""
+    from tt_ray.locks import is_held
+
+    if is_held(folder):
+        raise UserError(f"sweep {name!r} is running already")
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tt_ray", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    console.print(f"sweep {name!r} runs as process {process.pid}; what it says goes to {log}", soft_wrap=True)
+    console.print(f"tt-ray results {name!r} --follow   shows it\ntt-ray cancel {name!r}   ends it")

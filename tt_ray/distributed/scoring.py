@@ -1,0 +1,179 @@
+"""Episodes of planners and baselines in an experiment's environment, each kept in the stage store."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tt_ray.config import PlannerConfig, evaluation_fingerprint, fingerprint
+from tt_ray.data.minari_reader import own_metadata
+from tt_ray.distributed.evaluate import (
+    GREEDY,
+    EpisodeFile,
+    LinearBaseline,
+    Planner,
+    RandomBaseline,
+    Row,
+    Worker,
+    engine_slots,
+    evaluate,
+    read_episodes,
+)
+from tt_ray.distributed.line import Line
+from tt_ray.distributed.stages import Input, Stage
+from tt_ray.errors import UserError
+from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.evaluation.scores import summarize, with_scores
+from tt_ray.model.checkpoint import CHECKSUMS
+
+
+def episode_seeds(line: Line, episodes: int | None = None) -> list[int]:
+    """Seeds of the experiment's episodes, or of the first so many of them."""
+    evaluation = line.config.evaluation
+    return list(range(evaluation.first_seed, evaluation.first_seed + (episodes or evaluation.episodes)))
+
+
+def baselines(line: Line) -> list[Row]:
+    """Random actions, the data set itself, and the policy that collected it where that is known."""
+    spec, maximum = line.spec, line.config.evaluation.max_steps
+    identity = fingerprint(spec.to_json(), maximum)
+    rows = [_play(line, "random policy", None, RandomBaseline(spec), f"random-{identity}")]
+    returns = line.episodes.returns
+    best = sorted(returns)[-max(1, len(returns) // 10) :]
+    rows += [_data_row(line, "data set", returns), _data_row(line, "data set, best tenth", best)]
+    policy = own_metadata(spec.dataset_id).get("final_policy")
+    if policy is not None and line.config.dataset.observation_dims is None:
+        worker = LinearBaseline(policy)
+        rows.append(_play(line, "final behaviour policy", None, worker, f"behaviour-{identity}"))
+    return rows
+
+
+def score_planner(
+    line: Line,
+    checkpoint: Path,
+    planner: PlannerConfig,
+    policy: str,
+    seed: int | None,
+    seeds: Sequence[int] | None = None,
+) -> Row:
+    """Episodes of the planner on a checkpoint, for `seeds` or else the experiment's own."""
+    evaluation, resources = line.config.evaluation, line.config.resources
+    slots = engine_slots(evaluation.episodes, resources.episodes_per_actor)
+    worker = Planner(checkpoint, planner, line.config.dataset.discount, slots, resources.decoder)
+    key = evaluation_key(planner, evaluation.max_steps, checkpoint)
+    model = checkpoint.parent.parent
+    inputs = [("models", model.name)] if model.parent == line.storage / "models" else []
+    return _play(line, policy, seed, worker, key, seeds, slots, inputs)
+
+
+def greedy(line: Line) -> PlannerConfig:
+    """Greedy decoding with the experiment's context."""
+    context = line.config.planner.max_context_transitions
+    return PlannerConfig(**{**vars(GREEDY), "max_context_transitions": context})
+
+
+def evaluation_key(planner: PlannerConfig, max_steps: int | None, checkpoint: Path) -> str:
+    """Key of the planner's episodes with a checkpoint."""
+    return evaluation_fingerprint(planner, max_steps, checkpoint_identity(checkpoint))
+
+
+def checkpoint_identity(checkpoint: Path) -> str:
+    """Identity of a checkpoint by its contents, wherever it lies."""
+    return fingerprint((checkpoint / CHECKSUMS).read_text())
+
+
+def make_row(line: Line, policy: str, seed: int | None, results: list[EpisodeResult]) -> Row:
+    """Episodes with their scores and what they say."""
+    evaluation, low, high = line.config.evaluation, line.spec.ref_min_score, line.spec.ref_max_score
+    summary = summarize(results, low, high, evaluation.confidence, evaluation.bootstrap_samples)
+    return Row(policy, seed, summary, with_scores(results, low, high))
+
+
+def _play(
+    line: Line,
+    policy: str,
+    seed: int | None,
+    make: Callable[[], Any],
+    key: str,
+    seeds: Sequence[int] | None = None,
+    slots: int = 1,
+    inputs: Sequence[Input] = (),
+) -> Row:
+    """Episodes of one policy; those that are in the store already are taken from there."""
+    wanted = list(seeds) if seeds is not None else episode_seeds(line)
+    folder, title = line.store.path("evaluations", key), policy if seed is None else f"{policy}, seed {seed}"
+
+    def enough(stage: Stage) -> bool:
+        return not missing(stage.path, wanted)
+
+    def share(stage: Stage) -> float:
+        played = read_episodes(stage.path)
+        return sum(number in played for number in wanted) / max(1, len(played))
+
+    stage_of = functools.partial(line.stage, "evaluations", key, work="evaluation", inputs=inputs)
+    name = f"{len(wanted)} episodes ({title})"
+    with stage_of(name, enough=enough, share=share, count=len(wanted)) as stage:
+        if stage.held:
+            if there := len(wanted) - len(missing(folder, wanted)):
+                name = f"{there} episodes ({title})"
+                line.usage.reuse("evaluations", name, share(stage) * stage.seconds, there)
+            worker = Worker(make, line.spec, line.config.evaluation.max_steps)
+            _play_missing(line, title, wanted, worker, stage, slots)
+            stage.publish({"policy": policy, "episodes": len(read_episodes(folder))})
+    found = read_episodes(folder)
+    return make_row(line, policy, seed, [found[number] for number in wanted])
+
+
+def _play_missing(
+    line: Line, title: str, seeds: Sequence[int], worker: Worker, stage: Stage, slots: int
+) -> None:
+    file, done = EpisodeFile(stage.path), list[float]()
+    to_play = [seed for seed in seeds if seed not in file.results]
+    with line.progress.stage(f"{title}: episodes", len(to_play)) as update:
+
+        def on_result(result: EpisodeResult) -> None:
+            file.append(result)
+            done.append(result.episode_return)
+            update(len(done), f"mean return {sum(done) / len(done):.0f}")
+
+        evaluate(
+            worker,
+            to_play,
+            line.allocation,
+            slots=slots,
+            max_tries=1 + line.config.resources.max_failures,
+            on_result=on_result,
+            on_steps=lambda steps: update(len(done), f"{steps} steps"),
+        )
+        update(len(to_play), "")
+
+
+def missing(folder: Path, seeds: Sequence[int]) -> list[int]:
+    """Those of `seeds` whose episodes are not in the evaluation's folder."""
+    there = read_episodes(folder)
+    return [seed for seed in seeds if seed not in there]
+
+
+def _data_row(line: Line, policy: str, returns: Any) -> Row:
+    nothing = {"length": 0, "terminated": False, "decisions": 0}
+    times = {"environment_seconds": 0.0, "planning_seconds": 0.0}
+    results = [
+        EpisodeResult(seed=i, episode_return=float(value), **nothing, **times)  # type: ignore[arg-type]
+        for i, value in enumerate(returns)
+    ]
+    return make_row(line, policy, None, results)
+
+
+def writable(storage: Path) -> Path:
+    """The storage folder, made where it is missing; `UserError` unless files can be written in it."""
+    probe = storage / f".writable-{os.getpid()}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"resources.storage: cannot write in {storage}: {error.strerror}") from error
+    return storage

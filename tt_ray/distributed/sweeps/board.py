@@ -1,0 +1,103 @@
+"""What is known of a sweep's trials while they run: rows for the tables, and news for MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from tt_ray.distributed.sweeps.cells import Record, cell_folder
+from tt_ray.distributed.sweeps.progress import progress_file, read_progress
+from tt_ray.distributed.sweeps.study import Study
+from tt_ray.distributed.sweeps.table import trial_row, trials_frame
+from tt_ray.distributed.sweeps.trial import Task, cell_name, close_cell
+from tt_ray.sweep_file import Trial
+from tt_ray.tracking import Courier, open_journal
+
+CANCEL = "cancel"
+"""Name of the file by which another process asks the sweep to stop."""
+
+
+class Board:
+    """A row for each trial, kept up to date by Tune's events (`tuning.Events`)."""
+
+    def __init__(
+        self, study: Study, courier: Courier, parent: str, keep: Callable[[Board], None] | None = None
+    ) -> None:
+        """`keep` is called whenever something has changed."""
+        self.study, self._courier, self._parent, self._keep = study, courier, parent, keep
+        self.on_change: Callable[[], None] | None = None  # for whoever shows it
+        self.began = time.monotonic()
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.live: dict[str, Trial] = {}
+        """Trials that a process works on, by fingerprint."""
+        self.cancelling = False
+        self.problems: list[str] = []
+        for trial in study.trials:
+            self.refresh(trial)
+
+    def refresh(self, trial: Trial) -> None:
+        """Read what the trial's cells say."""
+        row = trial_row(trial, self.study.records(trial), len(trial.config.seeds))
+        if row["status"] == "running" and trial.fingerprint not in self.live:
+            row["status"] = "waiting"
+        self.rows[trial.fingerprint] = row
+
+    def started(self, task: Task) -> None:
+        """See `tuning.Events`."""
+        trial = task.trial
+        self.live[trial.fingerprint] = trial
+        for seed in task.seeds:
+            self._courier.add(cell_name(trial, seed), cell_folder(task.folder, trial, seed), self._parent)
+        self._changed(trial)
+
+    def ended(self, task: Task, cause: str) -> None:
+        """See `tuning.Events`."""
+        self.live.pop(task.trial.fingerprint, None)
+        if cause or not self.cancelled():
+            records = {record.seed: record for record in self.study.records(task.trial)}
+            for seed in task.seeds:
+                record = records.get(seed) or Record.of(task.trial, seed)
+                if not record.ended:
+                    self._end_for(task, record, cause)
+        progress_file(task.folder, task.trial).unlink(missing_ok=True)
+        self._changed(task.trial)
+
+    def refused(self, cause: str) -> None:
+        """See `tuning.Events`."""
+        if cause not in self.problems:
+            self.problems.append(cause)
+
+    def cancelled(self) -> bool:
+        """See `tuning.Events`."""
+        self.cancelling = self.cancelling or (self.study.folder / CANCEL).exists()
+        return self.cancelling
+
+    def counts(self) -> Mapping[str, int]:
+        """How many trials there are of each status."""
+        return Counter(row["status"] for row in self.rows.values())
+
+    def frame(self) -> pd.DataFrame:
+        """The table of trials as it is now."""
+        return trials_frame(list(self.rows.values()), self.study.sweep.search)
+
+    def progress(self) -> list[tuple[str, str]]:
+        """Name of each running trial, and what it says of itself."""
+        return [(trial.name, read_progress(self.study.folder, trial)) for trial in list(self.live.values())]
+
+    def _end_for(self, task: Task, record: Record, cause: str) -> None:
+        """End a cell whose process was stopped by the scheduler, or died for `cause`."""
+        folder = cell_folder(task.folder, task.trial, record.seed)
+        record.cause = cause
+        run = open_journal(folder)
+        close_cell(run, folder, task.trial, record, "failed" if cause else "stopped")
+
+    def _changed(self, trial: Trial) -> None:
+        self.refresh(trial)
+        if self._keep is not None:
+            self._keep(self)
+        if self.on_change is not None:
+            self.on_change()

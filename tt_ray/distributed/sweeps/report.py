@@ -1,0 +1,167 @@
+"""What a sweep leaves behind: tables, figures and the best configuration, as files and in MLflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tt_ray.distributed.sweeps.cells import Record, episode_frame
+from tt_ray.distributed.sweeps.study import Study
+from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, storable, winners
+from tt_ray.evaluation.sweep_figures import curves_figure, frontier_figure, parallel_figure, parameter_figure
+from tt_ray.search import safe_name
+from tt_ray.sweep_file import Trial, dump_trial
+from tt_ray.tracking import Run, read
+
+LATENCY = "speed/latency_p50_ms"
+
+
+def write_tables(study: Study, frame: pd.DataFrame) -> list[Path]:
+    """`trials.parquet` and `results.md`, each whole or not at all."""
+    parquet, markdown = study.folder / "trials.parquet", study.folder / "results.md"
+    temporary = study.folder / ".trials.parquet"
+    storable(frame).to_parquet(temporary)
+    os.replace(temporary, parquet)
+    temporary = study.folder / ".results.md"
+    temporary.write_text(markdown_table(study, frame))
+    os.replace(temporary, markdown)
+    return [parquet, markdown]
+
+
+def report(
+    study: Study, frame: pd.DataFrame, confirmed: Sequence[tuple[Trial, list[Record]]], parent: Run, step: int
+) -> None:
+    """Everything that the finished, or cancelled, sweep has to show, as the parent's artifacts."""
+    files = write_tables(study, frame)
+    records = [record for trial in study.trials for record in study.records(trial)]
+    fresh = [record for _, found in confirmed for record in found]
+    if played := [record for record in records if record.episodes]:
+        episodes = study.folder / "episodes.parquet"
+        parts = [episode_frame(played), *([episode_frame(fresh, fresh=True)] if fresh else [])]
+        pd.concat(parts, ignore_index=True).to_parquet(episodes)
+        files.append(episodes)
+    files += _best_files(study, frame)
+    for path in files:
+        parent.artifact(path)
+    for path in _figures(study, frame, records):
+        parent.artifact(path, "figures")
+    parent.log(_parent_metrics(study, frame), step)
+
+
+def markdown_table(study: Study, frame: pd.DataFrame) -> str:
+    """The sweep's question and its trials, best first within each case."""
+    search, base = study.sweep.search, study.sweep.base
+    keys, metric = list(search.parameters), search.metric.name
+    ranked = ranking(frame, search)
+    columns = ["trial", "status", *keys, "seeds", "episodes", metric, "interval", "fresh seeds"]
+    columns += ["return", "val loss", "seconds", "reused"]
+    lines = [columns, ["---"] * len(columns), *([*_cells(row, keys, metric)] for _, row in ranked.iterrows())]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+    failed = [f"- {row['trial']}: {row['cause']}" for _, row in frame.iterrows() if row["cause"]]
+    causes = "\n\nFailed:\n\n" + "\n".join(failed) if failed else ""
+    return f"# {base.name}\n\n{base.question}\n\n{table}{causes}\n"
+
+
+def interval_of(row: pd.Series, metric: str) -> str:
+    """`[low, high]` of a metric that has an interval, else nothing."""
+    low, high = (row.get(name, np.nan) for name in interval_names(metric) or ("", ""))
+    return f"[{number(low)}, {number(high)}]" if low == low else ""
+
+
+def number(value: object) -> str:
+    """Three figures, or all before the point; nothing for NaN."""
+    if not isinstance(value, int | float | np.number) or value != value:
+        return ""
+    magnitude = abs(float(value))
+    decimals = 3 if magnitude < 1 else 2 if magnitude < 10 else 1 if magnitude < 100 else 0
+    return f"{float(value):.{decimals}f}"
+
+
+def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> list[str]:
+    fresh = [row[name] for name in CONFIRMED]
+    confirmed = f"{number(fresh[0])} [{number(fresh[1])}, {number(fresh[2])}]" if fresh[0] == fresh[0] else ""
+    return [
+        row["trial"],
+        row["status"],
+        *(str(row[key]) for key in keys),
+        str(row["seeds"]),
+        str(row["episodes"]),
+        number(row[metric]),
+        interval_of(row, metric),
+        confirmed,
+        number(row.get("return/mean", np.nan)),
+        number(row.get("val/loss", np.nan)),
+        number(row["seconds"]),
+        str(row["reused"]),
+    ]
+
+
+def _best_files(study: Study, frame: pd.DataFrame) -> list[Path]:
+    """`best.yaml`, or one for each case: the winner's configuration, ready to run."""
+    by_fingerprint = {trial.fingerprint: trial for trial in study.trials}
+    files = []
+    for _, row in winners(frame, study.sweep.search).iterrows():
+        name = f"best-{safe_name(row['case'])}.yaml" if row["case"] else "best.yaml"
+        path = study.folder / name
+        path.write_text(dump_trial(by_fingerprint[row["fingerprint"]]))
+        files.append(path)
+    return files
+
+
+def _figures(study: Study, frame: pd.DataFrame, records: Sequence[Record]) -> list[Path]:
+    folder = study.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    search = study.sweep.search
+    keys, metric, goal = list(search.parameters), search.metric.name, search.metric.goal
+    draw: dict[str, Callable[[Path], None]] = {}
+    if keys:
+        draw["parameters"] = lambda path: parameter_figure(frame, keys, metric, path)
+        draw["parallel"] = lambda path: parallel_figure(frame, keys, metric, goal, path)
+    if curves := _curves(records):
+        draw["learning-curves"] = lambda path: curves_figure(curves, path, "validation loss")
+    if LATENCY in frame and metric != LATENCY and len(frame) > 1:
+        draw["frontier"] = lambda path: frontier_figure(frame, LATENCY, metric, goal, path)
+    for name, make in draw.items():
+        make(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in draw]
+
+
+def _curves(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]]]:
+    """Validation loss by step of every model, under the name of the first cell that used it."""
+    curves, seen = {}, set[Path]()
+    for record in records:
+        model = Path(record.checkpoint).parent.parent
+        if not record.checkpoint or model in seen:
+            continue
+        seen.add(model)
+        points = [
+            (entry["step"], entry["metrics"]["val/loss"])
+            for entry, _ in read(model / "journal.jsonl")
+            if "val/loss" in entry.get("metrics", {})
+        ]
+        if points:
+            curves[f"{record.name}, seed {record.seed}"] = ([s for s, _ in points], [v for _, v in points])
+    return curves
+
+
+def _parent_metrics(study: Study, frame: pd.DataFrame) -> dict[str, float]:
+    """How the sweep ended; with one case also its winner's figures."""
+    counts = frame["status"].value_counts()
+    figures = {
+        f"trials/{status}": float(counts.get(status, 0)) for status in ("finished", "stopped", "failed")
+    }
+    figures["seconds/saved"] = float(frame["saved"].sum())
+    figures["seconds/computing"] = float(frame["seconds"].sum())
+    best = winners(frame, study.sweep.search)
+    if len(best) == 1:
+        row = best.iloc[0]
+        named = [name for name in frame.columns if str(name).startswith(("score/", "return/", "val/"))]
+        figures |= {f"best/{name}": float(row[name]) for name in named if np.isfinite(row[name])}
+        stem = "score" if "best/score/mean" in figures else "return"
+        fresh = {name.replace("confirmed", f"confirmed/{stem}"): float(row[name]) for name in CONFIRMED}
+        figures |= {name: value for name, value in fresh.items() if np.isfinite(value)}
+    return figures

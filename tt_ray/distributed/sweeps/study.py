@@ -1,0 +1,207 @@
+"""A sweep on disk: its trials, what of them is done, and what is still to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tt_ray.config import ExperimentConfig, model_fingerprint, tokens_fingerprint
+from tt_ray.data.d4rl_names import resolve_id
+from tt_ray.distributed.scoring import evaluation_key, missing
+from tt_ray.distributed.stages import StageStore
+from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
+from tt_ray.distributed.train import steps_done
+from tt_ray.errors import UserError
+from tt_ray.model.checkpoint import best_checkpoint
+from tt_ray.search import Values, safe_name
+from tt_ray.sweep_file import Sweep, Trial
+
+DATA_KEYS = ("dataset.id", "dataset.observation_dims")
+"""Settings that decide which data is read."""
+
+DataKey = tuple[str, int | None]
+"""Resolved id of a data set, and how many observation dimensions are kept."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What of a trial is in the store already; None: not known before its data is here."""
+
+    tokens: bool | None = None
+    models: int | None = None
+    """Training seeds whose model is there."""
+    steps: int = 0
+    """Training steps done of models that were begun."""
+    episodes: int | None = None
+    """Episodes played, of all training seeds."""
+    saved: float = 0.0
+    """Seconds that those took."""
+
+
+@dataclass
+class Study:
+    """A sweep, its folder, and what is known of its data sets."""
+
+    sweep: Sweep
+    data: dict[DataKey, str] = field(default_factory=dict)
+    """Fingerprint of each data set that is here."""
+
+    @property
+    def storage(self) -> Path:
+        """Where everything is kept."""
+        return Path(self.sweep.base.resources.storage).resolve()
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep's own files are."""
+        return sweep_folder(self.storage, self.sweep.base.name)
+
+    @cached_property
+    def store(self) -> StageStore:
+        """The store that all sweeps share."""
+        return StageStore(self.storage)
+
+    @property
+    def by_optuna(self) -> bool:
+        """Whether trials are made one by one."""
+        return self.sweep.search.method == "optuna"
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """All trials of a grid or random search; those of Optuna that have been begun."""
+        return self._proposed() if self.by_optuna else self.sweep.trials()
+
+    def samples(self) -> list[Trial]:
+        """Trials that between them use every data set of the sweep."""
+        if not self.by_optuna:
+            return self.trials
+        searched = [key for key in DATA_KEYS if key in self.sweep.search.parameters]
+        if searched:
+            key = f"search.parameters.{searched[0]}"
+            advice = "optuna cannot choose the data; make a case for each data set"
+            raise UserError(f"{self.sweep.places.of(key)}: {key}: {advice}")
+        spaces = self.sweep.search.parameters.items()
+        first = {key: space.values[0] if isinstance(space, Values) else space.min for key, space in spaces}
+        return [self.sweep.trial(first, case) for case in self.sweep.case_names]
+
+    def records(self, trial: Trial) -> list[Record]:
+        """Records of the trial's cells that have been begun, under its present name and number."""
+        folders = [cell_folder(self.folder, trial, seed) for seed in trial.config.seeds]
+        records = [record for folder in folders if (record := read_record(folder)) is not None]
+        return [replace(record, name=trial.name, index=trial.index) for record in records]
+
+    def to_do(self, trial: Trial, *, only_failed: bool = False) -> list[int]:
+        """Training seeds that are not finished: without those that failed, or only those.
+
+        What a scheduler has stopped is over, unless the file has none any more.
+        """
+        status = {record.seed: record.status for record in self.records(trial)}
+        wanted = {"failed"} if only_failed else {"running"}
+        if self.sweep.search.scheduler is None and not only_failed:
+            wanted.add("stopped")
+        return [seed for seed in trial.config.seeds if status.get(seed, "running") in wanted]
+
+    def reopen(self, trial: Trial, seeds: Sequence[int]) -> None:
+        """Let cells that have ended be done again."""
+        for record in self.records(trial):
+            if record.seed in seeds and record.ended:
+                record.status, record.cause = "running", ""
+                record.save(cell_folder(self.folder, trial, record.seed))
+
+    def refresh(self) -> None:
+        """Find the trials that Optuna has made since."""
+        self.__dict__.pop("trials", None)
+
+    def interrupted(self) -> int:
+        """How many cells have been begun and have not ended."""
+        return sum(not record.ended for trial in self.trials for record in self.records(trial))
+
+    def fingerprint_of(self, config: ExperimentConfig) -> str | None:
+        """Fingerprint of the experiment's data, where it is here."""
+        return self.data.get(data_key(config))
+
+    def model_key(self, config: ExperimentConfig, seed: int) -> str | None:
+        """Key of a model in the store, where the data is here."""
+        data = self.fingerprint_of(config)
+        return None if data is None else model_fingerprint(config, tokens_fingerprint(config, data), seed)
+
+    def forecast(self, trial: Trial) -> Forecast:
+        """What of the trial need not be computed."""
+        config, data = trial.config, self.fingerprint_of(trial.config)
+        if data is None:
+            return Forecast()
+        tokens = self.store.find("tokens", tokens_fingerprint(config, data))
+        models, steps, episodes, saved = 0, 0, 0, tokens.seconds if tokens is not None else 0.0
+        for seed in config.seeds:
+            key = self.model_key(config, seed)
+            assert key is not None
+            model = self.store.find("models", key)
+            if model is None:
+                steps += steps_done(self.store.path("models", key))
+                continue
+            models += 1
+            played, seconds = self._played(trial, model.path)
+            episodes, saved = episodes + played, saved + model.seconds + seconds
+        return Forecast(tokens=tokens is not None, models=models, steps=steps, episodes=episodes, saved=saved)
+
+    def _played(self, trial: Trial, model: Path) -> tuple[int, float]:
+        """Episodes of the trial that a model has played, and how long all of that evaluation took."""
+        evaluation, checkpoint = trial.config.evaluation, best_checkpoint(model)
+        if checkpoint is None:
+            return 0, 0.0
+        key = evaluation_key(trial.config.planner, evaluation.max_steps, checkpoint)
+        stage = self.store.find("evaluations", key)
+        wanted = range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes)
+        played = evaluation.episodes - len(missing(self.store.path("evaluations", key), wanted))
+        return played, stage.seconds if stage is not None and played else 0.0
+
+    def in_order(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Trials in the order to run them: the first ones train different models, so that none waits."""
+        seen: dict[Any, int] = {}
+
+        def rank(trial: Trial) -> int:
+            key = self.model_key(trial.config, trial.config.seeds[0])
+            seen[key] = seen.get(key, -1) + 1
+            return seen[key]
+
+        return sorted(trials, key=rank)
+
+    def _proposed(self) -> list[Trial]:
+        """Optuna's trials so far, by their records."""
+        found: dict[str, Trial] = {}
+        for record in self._all_records():
+            case = record.case or None
+            fits = record.settings.keys() == self.sweep.search.parameters.keys()
+            if not fits or case not in self.sweep.case_names or record.trial in found:
+                continue
+            trial = self.sweep.trial(record.settings, case, record.index)
+            if trial.fingerprint == record.trial:
+                found[record.trial] = trial
+        return sorted(found.values(), key=lambda trial: trial.index)
+
+    def _all_records(self) -> Iterator[Record]:
+        for folder in sorted((self.folder / "cells").glob("*")):
+            record = read_record(folder)
+            if record is not None:
+                yield record
+
+
+def data_key(config: ExperimentConfig) -> DataKey:
+    """What data an experiment reads."""
+    return resolve_id(config.dataset.id), config.dataset.observation_dims
+
+
+def by_data(trials: Sequence[Trial]) -> Mapping[DataKey, list[Trial]]:
+    """Trials by the data that they read."""
+    groups: dict[DataKey, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(data_key(trial.config), []).append(trial)
+    return groups
+
+
+def sweep_folder(storage: Path, name: str) -> Path:
+    """Folder of the sweep of that name; any printable name has one of its own."""
+    return storage / "sweeps" / safe_name(name)

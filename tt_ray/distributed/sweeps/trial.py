@@ -1,0 +1,220 @@
+"""One trial of a sweep, in a process of its own: a model for each training seed, and its episodes.
+
+Nothing here knows who started the process; `report` is how a scheduler hears of the trial while it runs, and
+may end it there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tt_ray.config import to_dict
+from tt_ray.distributed.cluster import Allocation
+from tt_ray.distributed.line import Line
+from tt_ray.distributed.scoring import episode_seeds, make_row, score_planner
+from tt_ray.distributed.sweeps.cells import Record, cell_folder, episode_frame, read_record, reuse_text
+from tt_ray.distributed.sweeps.progress import TrialProgress
+from tt_ray.distributed.sweeps.table import trial_metrics
+from tt_ray.errors import UserError
+from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.model.checkpoint import checkpoint_metrics
+from tt_ray.sweep_file import Trial, dump_trial
+from tt_ray.tracking import Run, open_journal, provenance_tags, read
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[float, float], None]
+"""`report(count, metric)`: at a rung of so many episodes or training steps."""
+POLICY = "planner"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a trial's process is given."""
+
+    trial: Trial
+    sweep: str
+    """The sweep's name."""
+    folder: Path
+    """The sweep's folder."""
+    data: str
+    """Fingerprint of the data set."""
+    allocation: Allocation
+    rungs: tuple[int, ...]
+    """Episodes at which the scheduler is asked; the last is all of them."""
+    reports_training: bool
+    """The scheduler is asked at every validation instead."""
+    metric: str
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Training seeds: repetitions of the trial."""
+        return self.trial.config.seeds
+
+
+class Cell:
+    """A trial with one training seed: its line of stages, its run in MLflow, and its record."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task, self.seed = task, seed
+        self.folder = cell_folder(task.folder, task.trial, seed)
+        config = replace(task.trial.config, seeds=(seed,))
+        self.line = Line(config, TrialProgress(task.folder, task.trial, seed))
+        self.line.allocation = task.allocation
+        self.record = Record.of(task.trial, seed)
+        self.run: Run
+        self._checkpoint: Path | None = None
+        self._played: list[EpisodeResult] = []
+
+    def begin(self) -> None:
+        """Say that the cell is being computed."""
+        self.record.save(self.folder)
+        self.run = open_journal(
+            self.folder, cell_params(self.task.trial, self.seed), cell_tags(self.task, self.seed)
+        )
+
+    def train(self, on_validation: Callable[[int, float], None] | None) -> None:
+        """The model; `on_validation(step, metric)` is told of every validation, also of an older model's."""
+        line, metric, told = self.line, self.task.metric, set[int]()
+
+        def on_point(metrics: Mapping[str, float], step: int) -> None:
+            if on_validation is not None and metric in metrics and step not in told:
+                told.add(step)
+                on_validation(step, metrics[metric])
+
+        line.locate(self.task.data)
+        line.make_tokens()
+        self._checkpoint = line.train(self.seed, self.run, on_point)
+        for record, _ in read(line.models[self.seed] / "journal.jsonl"):
+            on_point(record.get("metrics", {}), record.get("step", 0))
+        self.record.checkpoint = str(self._checkpoint)
+        self.record.metrics |= {
+            name: value
+            for name, value in checkpoint_metrics(self._checkpoint).items()
+            if name.startswith("val/")
+        }
+
+    def evaluate(self, episodes: int) -> None:
+        """The first so many episodes, those before included."""
+        assert self._checkpoint is not None
+        line, record = self.line, self.record
+        seeds = episode_seeds(line, episodes)[len(self._played) :]
+        new = score_planner(line, self._checkpoint, line.config.planner, POLICY, self.seed, seeds)
+        self._played += new.results
+        row = make_row(line, POLICY, self.seed, self._played)
+        record.metrics |= row.summary.metrics() | row.speed()
+        record.episodes = [result.to_json() for result in row.results]
+        record.seconds, record.saved = dict(line.usage.seconds), line.usage.saved
+        record.reused = dict(line.usage.counts)
+        self.run.log(record.metrics | line.usage.metrics(), episodes)
+        record.save(self.folder)
+
+    def report(self, rung: list[float]) -> None:
+        """Keep what the scheduler is told, which is all there is to show if it ends the trial here."""
+        self.record.reports.append(rung)
+        self.record.metrics.setdefault(self.task.metric, rung[1])
+        self.record.save(self.folder)
+
+    def finish(self) -> None:
+        """End the cell well."""
+        close_cell(self.run, self.folder, self.task.trial, self.record, "finished")
+
+    def fail(self, error: BaseException) -> None:
+        """End the cell with the cause of its failure."""
+        logger.error("%s, seed %s", self.task.trial.name, self.seed, exc_info=error)
+        self.record.cause = describe(error)
+        close_cell(self.run, self.folder, self.task.trial, self.record, "failed")
+
+
+def run_trial(task: Task, report: Report) -> None:
+    """All cells of a trial that have not ended, rung by rung; a cell that fails leaves the others alone."""
+    records = {seed: read_record(cell_folder(task.folder, task.trial, seed)) for seed in task.seeds}
+    ended = [record for record in records.values() if record is not None and record.ended]
+    done = [record for record in ended if record.status == "finished"]
+    cells = [Cell(task, seed) for seed in task.seeds if seed not in {record.seed for record in ended}]
+    for cell in cells:
+        cell.begin()
+    told: list[list[float]] = []
+
+    def tell(count: float, value: float) -> None:
+        told.append([count, value])
+        for cell in cells:
+            cell.report([count, value])
+        report(count, value)
+
+    live = list(cells)
+    for rung in task.rungs:
+        for cell in list(live):
+            try:
+                if rung == task.rungs[0]:
+                    first = task.reports_training and cell is cells[0]
+                    cell.train(tell if first else None)
+                cell.evaluate(rung)
+                if rung == task.rungs[-1]:
+                    cell.finish()
+            except Exception as error:
+                cell.fail(error)
+                live.remove(cell)
+        if live and not task.reports_training:
+            tell(rung, rung_value(task, [*done, *(cell.record for cell in live)], rung))
+
+
+def rung_value(task: Task, records: Sequence[Record], episodes: int) -> float:
+    """The sweep's metric over the first so many episodes of each seed."""
+    first = [replace(record, episodes=record.episodes[:episodes]) for record in records]
+    return trial_metrics(first, task.trial.config)[task.metric]
+
+
+def close_cell(run: Run, folder: Path, trial: Trial, record: Record, status: Any) -> None:
+    """Write down how a cell has ended: its record last, since that is what makes it over."""
+    record.status = status
+    (folder / "config.yaml").write_text(
+        dump_trial(replace(trial, config=replace(trial.config, seeds=(record.seed,))))
+    )
+    run.artifact(folder / "config.yaml")
+    if record.episodes:
+        episode_frame([record]).to_parquet(folder / "episodes.parquet")
+        run.artifact(folder / "episodes.parquet")
+    if record.checkpoint and not record.reused.get("models"):
+        run.artifact(record.checkpoint, "checkpoint")
+    tags = {"trial.status": status, "reused": reuse_text(record.reused), "error": record.cause}
+    run.set_tags(tags)
+    run.finish("FAILED" if status == "failed" else "FINISHED")
+    record.save(folder)
+
+
+def cell_name(trial: Trial, seed: int) -> str:
+    """A cell's name in MLflow."""
+    return f"{trial.name} seed {seed}"
+
+
+def cell_params(trial: Trial, seed: int) -> dict[str, Any]:
+    """A cell's settings, as MLflow shows them."""
+    left_out = ("seeds", "resources", "tracking", "question")
+    return {key: value for key, value in to_dict(trial.config).items() if key not in left_out} | {
+        "seed": seed
+    }
+
+
+def cell_tags(task: Task, seed: int) -> dict[str, str]:
+    """Where a cell belongs."""
+    trial = task.trial
+    return provenance_tags(seed) | {
+        "kind": "trial",
+        "sweep": task.sweep,
+        "trial": trial.fingerprint,
+        "trial.name": trial.name,
+        "trial.index": str(trial.index),
+        "trial.case": trial.case or "",
+        "trial.status": "running",
+    }
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: the project's own as they are, others with their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,48 @@
+"""What a line of stages has cost, and what it has saved."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Usage:
+    """Seconds by kind of work, and the stages that were found in the store."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds of each kind of work; `waiting` is for what another process computed."""
+    reused: list[str] = field(default_factory=list)
+    """Stages that were there already, in words."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """How many of each kind of stage that was; of evaluations, their episodes."""
+    saved: float = 0.0
+    """Seconds that the reused stages took whoever computed them."""
+
+    @contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        """Add the time of a block to `work`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(work, time.perf_counter() - started)
+
+    def add(self, work: str, seconds: float) -> None:
+        """Add `seconds` to `work`."""
+        self.seconds[work] = self.seconds.get(work, 0.0) + seconds
+
+    def reuse(self, kind: str, name: str, seconds: float, count: int = 1) -> None:
+        """Note that (a part of) a stage did not have to be computed, which would have taken `seconds`."""
+        self.reused.append(name)
+        self.counts[kind] += count
+        self.saved += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """`seconds/...` under their MLflow names."""
+        return {f"seconds/{work}": value for work, value in self.seconds.items()} | {
+            "seconds/saved": self.saved
+        }
