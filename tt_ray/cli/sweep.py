@@ -58,6 +58,8 @@ def sweep(
     with session(loaded.base, send=True) as (tracker, _):
         outcome = run_sweep(study, tracker, flags, Bars(), LiveBoard)
     console.print(sweep_table(outcome.frame, loaded.search, loaded.base.evaluation.confidence))
+    for line in outcome.data:
+        console.print(f"data set {line}", highlight=False, markup=False, soft_wrap=True)
     for problem in outcome.problems:
         console.print(problem, style="yellow", highlight=False, markup=False)
     if outcome.cancelled:

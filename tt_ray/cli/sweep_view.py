@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tt_ray.search import SearchConfig
 
 ROWS = 60  # trials in a table on the screen; all are in results.md
+LONGEST = 32  # characters of a setting that are kept on one line
+WIDE = 115  # columns of a terminal that has room for everything
+NARROW = 100  # columns of one in which what was reused stands under the trial's name
 BEST = 5  # trials shown while the sweep runs
 
 
@@ -32,30 +35,41 @@ def sweep_table(frame: pd.DataFrame, search: SearchConfig, confidence: float) ->
 
     ranked = ranking(frame, search)
     best = set(winners(frame, search)["fingerprint"])
+    rows = [row for _, row in ranked.head(ROWS).iterrows()]
+    cells = [_cells(row, search, confidence) for row in rows]
     table = empty_table("Trials")
-    table.add_column("trial", overflow="fold", min_width=16)
-    for title in (
-        "seeds x episodes",
-        _title(search, confidence),
-        "fresh seeds",
-        "return",
-        "val loss",
-        "time",
-    ):
-        table.add_column(title, justify="right", overflow="fold")
-    table.add_column("reused", overflow="fold")
-    for _, row in ranked.head(ROWS).iterrows():
+    words = [len(word) for row in rows for word in str(row["trial"]).split()]
+    table.add_column("trial", overflow="fold", min_width=min(LONGEST, max(words, default=0)))
+    titles = _titles(frame, search, confidence)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "reused" else "right", overflow="fold")
+    for row, cell in zip(rows, cells, strict=True):
         style = "bold" if row["fingerprint"] in best else "dim" if row["status"] != "finished" else None
-        table.add_row(*map(escape, _cells(row, search)), style=style)
+        name = cell["trial"]
+        if "reused" not in titles and cell["reused"]:
+            name = f"{name}\n  reused: {cell['reused']}"
+        table.add_row(*map(escape, [name, *(cell[title] for title in titles)]), style=style)
     parts: list[RenderableType] = [table]
     if len(ranked) > ROWS:
         parts.append(Text(f"{len(ranked) - ROWS} more trials are in results.md", style="dim"))
     failed = frame[frame["status"] == "failed"]
     if len(failed):
-        parts.append(
-            plain_table(["failed trial", "cause"], failed[["trial", "cause"]].values.tolist(), "Failed")
-        )
+        causes = failed[["trial", "cause"]].values.tolist()
+        parts.append(plain_table(["failed trial", "cause"], causes, "Failed"))
     return Group(*parts)
+
+
+def _titles(frame: pd.DataFrame, search: SearchConfig, confidence: float) -> list[str]:
+    """Columns after the trial's name: those that all have something to say, and fit."""
+    measured = [_title(search, confidence), "on fresh seeds", "return", "val loss"]
+    titles = ["episodes", *measured, "time", "reused"]
+    if console.width < WIDE:
+        titles = [title for title in titles if title not in ("return", "val loss")]
+    if console.width < NARROW:
+        titles.remove("reused")
+    if frame["confirmed/mean"].isna().all():
+        titles.remove("on fresh seeds")
+    return titles
 
 
 def forecast_table(study: Study) -> RenderableType:
@@ -174,20 +188,17 @@ def _metric(row: pd.Series, search: SearchConfig) -> str:
     return interval(value, row[ends[0]], row[ends[1]])
 
 
-def _cells(row: pd.Series, search: SearchConfig) -> list[str]:
-    seeds = int(row["seeds"])
-    counted = f"{seeds} x {int(row['episodes']) // seeds}" if seeds else ""
+def _cells(row: pd.Series, search: SearchConfig, confidence: float) -> dict[str, str]:
+    """A trial's cells by their columns' titles."""
+    seeds, episodes = int(row["seeds"]), int(row["episodes"])
     status = "" if row["status"] == "finished" else f" ({row['status']})"
-    fresh = interval(row["confirmed/mean"], row["confirmed/ci_low"], row["confirmed/ci_high"])
-    numbers: list[Any] = [row.get("return/mean", np.nan), row.get("val/loss", np.nan)]
-    reused = row["reused"] if isinstance(row["reused"], str) else ""
-    times = duration(float(row["seconds"])) if row["seconds"] else ""
-    return [
-        f"{row['trial']}{status}",
-        counted,
-        _metric(row, search),
-        fresh,
-        *map(number, numbers),
-        times,
-        reused,
-    ]
+    return {
+        "trial": f"{row['trial']}{status}",
+        "episodes": f"{seeds} x {episodes // seeds}" if seeds > 1 else str(episodes),
+        _title(search, confidence): _metric(row, search),
+        "on fresh seeds": interval(row["confirmed/mean"], row["confirmed/ci_low"], row["confirmed/ci_high"]),
+        "return": number(row.get("return/mean", np.nan)),
+        "val loss": number(row.get("val/loss", np.nan)),
+        "time": duration(float(row["seconds"])) if row["seconds"] else "",
+        "reused": row["reused"] if isinstance(row["reused"], str) else "",
+    }

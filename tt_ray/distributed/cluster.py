@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from tt_ray.config import ResourcesConfig, require
+from tt_ray.distributed.vigil import PRIVATE, SHARED, while_ray_lives
 from tt_ray.errors import UserError
 
 ACTORS_PER_GPU = 4  # evaluation actors that share a GPU: one steps its environments while the others plan
@@ -63,19 +64,21 @@ def connect(resources: ResourcesConfig) -> Iterator[Allocation]:
 
     Joins the Ray that this process already has, else the cluster named by RAY_ADDRESS (a Ray job has it
     set), else starts one on this machine and ends it afterwards. `UserError` where there is no cluster at the
-    address, or it cannot hold `resources`.
+    address, or it cannot hold `resources`, or it dies.
     """
     if ray.is_initialized():
         yield resolve(resources, offer())
         return
     address = os.environ.get("RAY_ADDRESS", "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    private = address in ("", "local")
     try:
-        if address in ("", "local"):
+        if private:
             _start_local()
         else:
             _join(address)
-        yield resolve(resources, offer())
+        with while_ray_lives(PRIVATE if private else SHARED):
+            yield resolve(resources, offer())
     finally:
         ray.shutdown()
 

@@ -34,6 +34,9 @@ from tt_ray.evaluation.random_search import environment
 from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics
 from tt_ray.tracking import Run
 
+FEW_STEPS = 20_000
+"""Environment steps that are collected before actors would have started."""
+
 
 class Progress(Protocol):
     """How a stage shows itself; the command line draws bars."""
@@ -215,7 +218,7 @@ def check_data(config: ExperimentConfig) -> bool:
 
 
 def collect_data(config: ExperimentConfig, progress: Progress, allocation: Allocation) -> None:
-    """Collect the data set where the experiment says how: in actors, or here if the allocation has none."""
+    """Collect the data set where the experiment says how: in actors, or here where it takes no time."""
     how, dataset_id = config.collect, resolve_id(config.dataset.id)
     if how is None:
         return
@@ -224,7 +227,7 @@ def collect_data(config: ExperimentConfig, progress: Progress, allocation: Alloc
         def show(done: int, _: int, message: str) -> None:
             update(done, message)
 
-        if allocation.evaluation_actors == 0:
+        if allocation.evaluation_actors == 0 or how.steps <= FEW_STEPS:
             collect(dataset_id, how, progress=show)
             return
         with ActorMap(allocation.evaluation_actors, max_failures=config.resources.max_failures) as pool:

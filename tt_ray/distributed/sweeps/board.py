@@ -42,8 +42,8 @@ class Board:
     def refresh(self, trial: Trial) -> None:
         """Read what the trial's cells say."""
         row = trial_row(trial, self.study.records(trial), len(trial.config.seeds))
-        if row["status"] == "running" and trial.fingerprint not in self.live:
-            row["status"] = "waiting"
+        if row["status"] in ("running", "waiting"):
+            row["status"] = "running" if trial.fingerprint in self.live else "waiting"
         self.rows[trial.fingerprint] = row
 
     def started(self, task: Task) -> None:

@@ -8,6 +8,7 @@ them fit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from tt_ray.config import ResourcesConfig
@@ -43,7 +44,8 @@ def _alone(offered: Offer, gpus: float, trials: int) -> Capacity:
     """Everything in the trial's process; the CPUs of a host are shared out evenly."""
     places = int(offered.gpus / gpus) if gpus else offered.cpus
     at_once = max(1, min(trials, places))
-    cpus = max(1, min(offered.cpus // at_once, offered.cpus // max(1, offered.hosts)))
+    hosts = max(1, offered.hosts)
+    cpus = max(1, offered.cpus // hosts // math.ceil(at_once / hosts))
     allocation = Allocation(cpus_per_worker=cpus, gpus_per_worker=gpus)
     bundle = {"CPU": float(cpus), "GPU": gpus} if gpus else {"CPU": float(cpus)}
     return Capacity(allocation=allocation, bundle=bundle, concurrent=max(1, trials))

@@ -58,6 +58,8 @@ class SweepOutcome:
     cancelled: bool
     problems: Sequence[str]
     """Settings that Optuna has proposed and that do not go together."""
+    data: Sequence[str]
+    """A line on each data set, to compare the planners with."""
 
 
 @dataclass
@@ -102,7 +104,7 @@ def check_sweep(sweep: Sweep, flags: Flags) -> Study:
         if check_data(config):
             line = Line(config, _Silent())
             line.use(line.episodes.spec)
-            study.data[key] = line.spec.fingerprint
+            study.has_read(key, line.episodes)
     return study
 
 
@@ -142,7 +144,13 @@ def run_sweep(
             (folder / CANCEL).unlink(missing_ok=True)
             parent.set_tags({"status": "cancelled"})
             parent.finish("KILLED")
-    return SweepOutcome(frame=frame, folder=folder, cancelled=board.cancelling, problems=board.problems)
+    return SweepOutcome(
+        frame=frame,
+        folder=folder,
+        cancelled=board.cancelling,
+        problems=board.problems,
+        data=[str(facts) for facts in study.facts.values()],
+    )
 
 
 def _run_trials(study: Study, flags: Flags, board: Board) -> None:
@@ -223,7 +231,7 @@ def _prepare_data(study: Study, progress: Progress) -> None:
     for key, trials in by_data(study.samples()).items():
         config = trials[0].config
         if key not in study.data:
-            collect_data(config, progress, share_out(config.resources, cluster.offer(), 1).allocation)
+            collect_data(config, progress, cluster.resolve(config.resources, cluster.offer()))
         lines = {tuple(sorted(vars(trial.config.discretizer).items())): trial.config for trial in trials}
         episodes = None
         for one in lines.values() if not study.by_optuna else [config]:
@@ -231,7 +239,7 @@ def _prepare_data(study: Study, progress: Progress) -> None:
             if episodes is None and key not in study.data:
                 episodes = line.episodes
                 line.use(episodes.spec)
-                study.data[key] = episodes.spec.fingerprint
+                study.has_read(key, episodes)
             if episodes is not None:
                 line.episodes = episodes
             line.locate(study.data[key])

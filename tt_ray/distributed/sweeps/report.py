@@ -63,7 +63,8 @@ def markdown_table(study: Study, frame: pd.DataFrame) -> str:
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
     failed = [f"- {row['trial']}: {row['cause']}" for _, row in frame.iterrows() if row["cause"]]
     causes = "\n\nFailed:\n\n" + "\n".join(failed) if failed else ""
-    return f"# {base.name}\n\n{base.question}\n\n{table}{causes}\n"
+    data = "\n".join(f"- data set {facts}" for facts in study.facts.values())
+    return f"# {base.name}\n\n{base.question}\n\n{table}{causes}\n\n{data}\n"
 
 
 def interval_of(row: pd.Series, metric: str) -> str:
@@ -157,6 +158,11 @@ def _parent_metrics(study: Study, frame: pd.DataFrame) -> dict[str, float]:
     figures["seconds/saved"] = float(frame["saved"].sum())
     figures["seconds/computing"] = float(frame["seconds"].sum())
     best = winners(frame, study.sweep.search)
+    if len(study.facts) == 1:
+        (facts,) = study.facts.values()
+        figures["data/return/mean"] = facts.mean
+        if facts.scores is not None:
+            figures["data/score/mean"] = facts.scores[0]
     if len(best) == 1:
         row = best.iloc[0]
         named = [name for name in frame.columns if str(name).startswith(("score/", "return/", "val/"))]

@@ -8,13 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tt_ray.config import ExperimentConfig, model_fingerprint, tokens_fingerprint
 from tt_ray.data.d4rl_names import resolve_id
+from tt_ray.data.episodes import Episodes
 from tt_ray.distributed.scoring import evaluation_key, missing
 from tt_ray.distributed.stages import StageStore
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
 from tt_ray.distributed.train import steps_done
 from tt_ray.errors import UserError
+from tt_ray.evaluation.scores import normalized_score
 from tt_ray.model.checkpoint import best_checkpoint
 from tt_ray.search import Values, safe_name
 from tt_ray.sweep_file import Sweep, Trial
@@ -24,6 +28,32 @@ DATA_KEYS = ("dataset.id", "dataset.observation_dims")
 
 DataKey = tuple[str, int | None]
 """Resolved id of a data set, and how many observation dimensions are kept."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a table says of a data set beside its planners; returns are means over episodes."""
+
+    name: str
+    episodes: int
+    mean: float
+    best_tenth: float
+    scores: tuple[float, float] | None
+    """Both returns normalised, where the data set has reference scores."""
+
+    @classmethod
+    def of(cls, episodes: Episodes) -> DataFacts:
+        """The facts of a data set in memory."""
+        spec, returns = episodes.spec, np.sort(episodes.returns)
+        mean, best = float(returns.mean()), float(returns[-max(1, len(returns) // 10) :].mean())
+        scores = normalized_score([mean, best], spec.ref_min_score, spec.ref_max_score)
+        pair = None if scores is None else (float(scores[0]), float(scores[1]))
+        return cls(spec.dataset_id, len(returns), mean, best, pair)
+
+    def __str__(self) -> str:
+        mean, best = ("", "") if self.scores is None else (f" (score {score:.3g})" for score in self.scores)
+        returns = f"mean return {self.mean:.4g}{mean}, best tenth {self.best_tenth:.4g}{best}"
+        return f"{self.name}: {self.episodes} episodes, {returns}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +78,12 @@ class Study:
     sweep: Sweep
     data: dict[DataKey, str] = field(default_factory=dict)
     """Fingerprint of each data set that is here."""
+    facts: dict[DataKey, DataFacts] = field(default_factory=dict)
+
+    def has_read(self, key: DataKey, episodes: Episodes) -> None:
+        """Note what a data set is."""
+        self.data[key] = episodes.spec.fingerprint
+        self.facts[key] = DataFacts.of(episodes)
 
     @property
     def storage(self) -> Path:

@@ -1,0 +1,281 @@
+"""A tiny sweep run as a user runs it, when to kill it, and what must be true of everything at its end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tiny
+import yaml
+from command import Command, run
+from processes import Growth, descendants, wait_until
+
+Moment = Callable[[Path], bool]
+"""Given the folder that a sweep runs in, whether the time has come."""
+Value = tuple[str, str, int, float]  # run, metric, step, value
+
+FRESH = 1_000_000  # the winner's episode seeds begin here
+STEPS = 100
+COLLECTED = {"environment": "Pendulum-v1", "steps": 12_000, "max_steps": 40, "final_episodes": 2}
+MEASURED = ("speed/", "seconds", "saved", "reused")
+"""Columns of the table and metrics that no two sweeps have in common."""
+TIMED = ("seconds", "latency", "idle")  # within the names of an episode's fields
+ELSEWHERE = ("mlflow.", "version.", "git.", "host", "reused", "checkpoint", "tt_ray.")
+"""Tags that depend on where and when a sweep ran."""
+
+GRID = {
+    "parameters": {
+        "discretizer.strategy": {"values": ["uniform", "quantile"]},
+        "planner.horizon": {"values": [1, 2]},
+    }
+}
+RANDOM = {
+    "method": "random",
+    "num_trials": 4,
+    "seed": 3,
+    "parameters": {
+        "training.learning_rate": {"min": 1.0e-4, "max": 1.0e-2, "distribution": "log_uniform"},
+        "planner.horizon": {"values": [1, 2, 3]},
+    },
+}
+BY_LOSS = {"metric": {"name": "val/loss", "goal": "minimize"}}
+ASHA = {
+    **RANDOM,
+    **BY_LOSS,
+    "num_trials": 6,
+    "scheduler": {"type": "asha", "rung": "training_steps", "grace": 20, "reduction": 2},
+}
+OPTUNA = {**RANDOM, **BY_LOSS, "method": "optuna", "num_trials": 5}
+
+
+def write_file(
+    folder: Path, search: Mapping[str, Any], *, name: str = "study", **sections: Mapping[str, Any]
+) -> Path:
+    """A sweep's file in `folder`, below which it writes; `sections` take the place of keys."""
+    plain: dict[str, Any] = {
+        "name": name,
+        "question": "Does it survive?",
+        "dataset": {"id": "faults/collected-v0", "validation_fraction": 0.1},
+        "collect": COLLECTED,
+        "discretizer": {"num_bins": 20},
+        "model": {"num_layers": 1, "num_heads": 2, "embed_dim": 16, "context_transitions": 5, "dropout": 0.1},
+        "training": {
+            "steps": STEPS,
+            "batch_size": 16,
+            "learning_rate": 0.001,
+            "warmup_steps": 5,
+            "log_every": 1,
+            "validate_every": 20,
+            "validation_windows": 32,
+        },
+        "planner": {"horizon": 2, "beam_width": 8, "max_context_transitions": 2},
+        "evaluation": {"episodes": 6, "max_steps": 30, "bootstrap_samples": 200},
+        "resources": {"episodes_per_actor": 2, "storage": str(folder / "runs")},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "seeds": [0, 1],
+        "search": dict(search),
+    }
+    for section, values in sections.items():
+        old = plain.get(section)
+        plain[section] = {**old, **values} if isinstance(old, dict) else values
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in plain.items() if value is not None}))
+    return path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a sweep has to show, without what no two sweeps have in common."""
+
+    table: pd.DataFrame
+    episodes: pd.DataFrame
+    points: list[Value]
+    figures: dict[str, float]
+    """The parent's metrics, as they were last."""
+    statuses: dict[str, str]
+    tags: dict[str, dict[str, str]]
+    params: dict[str, dict[str, str]]
+    artifacts: dict[str, list[str]]
+
+
+def outcome(folder: Path, name: str = "study") -> Outcome:
+    """What the sweep of that name has left in `folder` and in MLflow, which holds every point once."""
+    table = pd.read_parquet(folder / "runs" / "sweeps" / name / "trials.parquet")
+    episodes = pd.read_parquet(folder / "runs" / "sweeps" / name / "episodes.parquet")
+    order = ["fresh", "trial_index", "training_seed", "seed"]
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        return Outcome(
+            table=table.drop(columns=[column for column in table if column.startswith(MEASURED)]),
+            episodes=episodes.drop(columns=[c for c in episodes if any(word in c for word in TIMED)])
+            .sort_values(order)
+            .reset_index(drop=True),
+            **_in_mlflow(database, folder, name),
+        )
+
+
+def _in_mlflow(database: sqlite3.Connection, folder: Path, name: str) -> dict[str, Any]:
+    of_sweep = """from runs r join experiments e using (experiment_id) where e.name = ?
+                  and r.lifecycle_stage = 'active'"""
+    runs = {
+        identity: (run, status)
+        for identity, run, status in database.execute(f"select run_uuid, r.name, status {of_sweep}", (name,))
+    }
+    assert len({run for run, _ in runs.values()}) == len(runs)  # each run once
+    points = [
+        (runs[identity][0], key, step, value)
+        for identity, key, step, value in database.execute("select run_uuid, key, step, value from metrics")
+        if identity in runs and not key.startswith(MEASURED)
+    ]
+    assert max(Counter(point[:3] for point in points).values()) == 1  # and in it each point
+    parents = sorted((step, key, value) for run, key, step, value in points if run == name)
+    pairs: dict[str, dict[str, dict[str, str]]] = {"tags": {}, "params": {}}
+    for kind, found in pairs.items():
+        for identity, key, value in database.execute(f"select run_uuid, key, value from {kind}"):
+            if identity in runs and not key.startswith(ELSEWHERE):
+                found.setdefault(runs[identity][0], {})[key] = value
+    return {
+        "points": sorted(point for point in points if point[0] != name),
+        "figures": {key: value for _, key, value in parents},
+        "statuses": dict(runs.values()),
+        "artifacts": {run: _artifacts(folder, identity) for identity, (run, _) in runs.items()},
+        **pairs,
+    }
+
+
+def _artifacts(folder: Path, run: str) -> list[str]:
+    (root,) = folder.glob(f"mlruns/*/{run}/artifacts")
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def assert_same(folder: Path, undisturbed: Outcome, name: str = "study") -> None:
+    """A sweep that was disturbed has ended like one that was not, and nothing temporary is left."""
+    found = outcome(folder, name)
+    pd.testing.assert_frame_equal(found.table, undisturbed.table)
+    pd.testing.assert_frame_equal(found.episodes, undisturbed.episodes)
+    assert found.points == undisturbed.points
+    assert found.figures == undisturbed.figures
+    assert found.statuses == undisturbed.statuses
+    assert set(found.statuses.values()) == {"FINISHED"}
+    assert (found.tags, found.params) == (undisturbed.tags, undisturbed.params)
+    assert _trained_once(found.artifacts) == _trained_once(undisturbed.artifacts)
+    assert tiny.leftovers(folder / "runs") == []
+
+
+def _trained_once(artifacts: dict[str, list[str]]) -> tuple[dict[str, list[str]], int]:
+    """Artifacts without the checkpoints, and how many of those: which of the cells that share a model
+    trains it is a matter of chance."""
+    others = {
+        run: [name for name in names if not name.startswith("checkpoint/")] for run, names in artifacts.items()
+    }
+    return others, sum("checkpoint/model.safetensors" in names for names in artifacts.values())
+
+
+class Kept:
+    """What a sweep had done at one moment, and must not do again."""
+
+    def __init__(self, folder: Path) -> None:
+        runs = folder / "runs"
+        finished = [record.parent for record in runs.glob("sweeps/*/cells/*/result.json") if _ended(record)]
+        self.whole = {
+            path: path.read_bytes()
+            for path in [
+                *(cell / name for cell in finished for name in ("journal.jsonl", "result.json")),
+                *runs.glob("tokens/*/stage.json"),
+                *runs.glob("models/*/stage.json"),
+            ]
+        }
+        self.growing = {path: path.read_bytes() for path in runs.glob("evaluations/*/episodes.jsonl")}
+        self.finished = len(finished)
+
+    def check(self) -> None:
+        """All of it is as it was; episodes may have come on top."""
+        assert [str(path) for path, content in self.whole.items() if path.read_bytes() != content] == []
+        for path, content in self.growing.items():
+            whole = content[: content.rfind(b"\n") + 1]
+            assert path.read_bytes().startswith(whole), path
+
+
+def _ended(record: Path) -> bool:
+    return json.loads(record.read_text())["status"] != "running"
+
+
+def ended(folder: Path) -> int:
+    """Cells that have ended."""
+    return sum(map(_ended, folder.glob("runs/sweeps/*/cells/*/result.json")))
+
+
+def when_there(pattern: str) -> Moment:
+    """When a file or folder of that name exists."""
+    return lambda folder: any(folder.glob(pattern))
+
+
+def when_ended(cells: int) -> Moment:
+    """When so many cells have ended."""
+    return lambda folder: ended(folder) >= cells
+
+
+def at_step(step: int) -> Moment:
+    """When some model has been trained for so many steps."""
+    growths: dict[Path, Growth] = {}
+
+    def come(folder: Path) -> bool:
+        models = folder.glob("runs/models/*")
+        return any(growths.setdefault(model, Growth(model / "journal.jsonl"))() >= step for model in models)
+
+    return come
+
+
+def when_played(episodes: int, first_seed: int = 0) -> Moment:
+    """When so many episodes of seeds from `first_seed` on are on disk."""
+
+    def come(folder: Path) -> bool:
+        files = folder.glob("runs/evaluations/*/episodes.jsonl")
+        lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
+        seeds = [json.loads(line)["seed"] for line in lines if line.endswith("\n")]
+        return sum(seed >= first_seed for seed in seeds) >= episodes
+
+    return come
+
+
+def start_until(folder: Path, moment: Moment, *arguments: str | Path) -> Command:
+    """`tt-ray sweep` in `folder`, still under way as the moment comes."""
+    command = Command(folder, "sweep", *arguments)
+    wait_until(lambda: command.process.poll() is not None or moment(folder), "the time has come", poll=0.005)
+    assert command.process.poll() is None, command.output.read_text()
+    return command
+
+
+def resume(folder: Path, file: Path, *more: str) -> str:
+    """The same command to its end."""
+    return run(folder, "sweep", file, "--resume", *more)
+
+
+def ray_process(command: Command, name: str) -> Any:
+    """The one process of that name that a command has started: `raylet`, `gcs_server`."""
+    (found,) = (process for process in descendants(command.process.pid) if process.name() == name)
+    return found
+
+
+def run_whole(folder: Path, search: Mapping[str, Any], **sections: Mapping[str, Any]) -> Outcome:
+    """The outcome of a sweep that nobody disturbs."""
+    run(folder, "sweep", write_file(folder, search, **sections))
+    return outcome(folder)
+
+
+def one_line(text: str) -> str:
+    """The last line of what a command printed, in which no traceback is."""
+    assert "Traceback" not in text
+    return text.strip().splitlines()[-1]
+
+
+def fresh_minari(folder: Path, monkeypatch: Any) -> None:
+    """Commands find no data from now on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
