@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help install install-dev quickstart test test-slow check clean
 
 help:
-	@echo 'make quickstart   install, then collect, train, plan and score a small experiment'
+	@echo 'make quickstart   install, then collect data and run a small sweep'
 	@echo 'make install      the program with its pinned packages in .venv'
 	@echo 'make install-dev  the same, with the tools for tests and checks'
 	@echo 'make check        ruff and mypy'
@@ -32,7 +32,7 @@ install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
 quickstart: install
-	$(BIN)/tt-ray run sweeps/quickstart.yaml --resume
+	$(BIN)/tt-ray sweep sweeps/quickstart.yaml --resume
 
 test: install-dev
 	$(BIN)/pytest -m 'not slow'

@@ -21,14 +21,11 @@ from tt_ray.config import (
     PlannerConfig,
     ResourcesConfig,
     TrainingConfig,
-    evaluation_fingerprint,
-    fingerprint,
     flatten,
-    model_fingerprint,
     to_dict,
-    tokens_fingerprint,
 )
 from tt_ray.errors import UserError
+from tt_ray.fingerprints import evaluation_fingerprint, fingerprint, model_fingerprint, tokens_fingerprint
 
 SECTIONS: dict[str, Callable[..., Any]] = {
     "dataset": lambda **values: DatasetConfig(**{"id": "d", **values}),
@@ -271,8 +268,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "resources.workers": (2, NOTHING),
     "resources.gpus_per_worker": (0.5, NOTHING),
     "resources.evaluation_actors": (2, NOTHING),
-    "resources.episodes_per_actor": (2, NOTHING),
-    "resources.decoder": ("eager", NOTHING),
+    "resources.episodes_per_actor": (2, EVALUATION),
+    "resources.decoder": ("eager", EVALUATION),
     "resources.storage": ("elsewhere", NOTHING),
     "resources.max_failures": (0, NOTHING),
     "tracking.uri": ("http://127.0.0.1:5000", NOTHING),
@@ -295,7 +292,7 @@ ONLY_ONE_VALUE = {"planner.objective"}
 def stage_fingerprints(config: ExperimentConfig, data: str = "data", seed: int = 0) -> dict[str, str]:
     tokens = tokens_fingerprint(config, data)
     model = model_fingerprint(config, tokens, seed)
-    evaluation = evaluation_fingerprint(config.planner, config.evaluation.max_steps, model)
+    evaluation = evaluation_fingerprint(config, config.planner, model)
     return {"tokens": tokens, "model": model, "evaluation": evaluation}
 
 
@@ -343,9 +340,10 @@ def test_fingerprint_stays_what_it_was() -> None:
 def test_fingerprints_are_the_same_in_every_process(hash_seed: str) -> None:
     code = (
         "from tt_ray.config import *\n"
+        "from tt_ray.fingerprints import *\n"
         "c = ExperimentConfig(dataset=DatasetConfig(id='d'), name='x')\n"
         "t = tokens_fingerprint(c, 'data'); m = model_fingerprint(c, t, 0)\n"
-        "print(t, m, evaluation_fingerprint(c.planner, c.evaluation.max_steps, m))"
+        "print(t, m, evaluation_fingerprint(c, c.planner, m))"
     )
     child = subprocess.run(
         [sys.executable, "-c", code],

@@ -14,8 +14,8 @@ PACKAGE = Path(tt_ray.__file__).parent
 # From the bottom up. A part may import itself and what is on a lower level.
 LEVELS = [
     {"errors"},
-    {"config", "strict_yaml", "locks"},
-    {"experiment_file", "search"},
+    {"config", "strict_yaml", "locks", "files"},
+    {"experiment_file", "search", "fingerprints"},
     {"search_section"},
     {"sweep_file"},
     {"data"},

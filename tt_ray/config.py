@@ -6,7 +6,6 @@ and checking types is `experiment_file.py`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -328,35 +327,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _number(text: str) -> int | float:
-    value = float(text)
-    return int(value) if value.is_integer() else value
-
-
-def fingerprint(*parts: Any) -> str:
-    """Sixteen hex digits that identify JSON data; equal settings give equal fingerprints on every machine."""
-    same = json.loads(json.dumps(parts), parse_float=_number)  # 1.0 is 1, whoever wrote it
-    canonical = json.dumps(same, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def tokens_fingerprint(config: ExperimentConfig, data_fingerprint: str) -> str:
-    """Identity of the token array: the data, what is done to it, and the bins."""
-    data = config.dataset
-    treated = (data_fingerprint, data.discount, data.terminal_penalty, data.observation_dims)
-    return fingerprint("tokens", treated, to_dict(config.discretizer))
-
-
-def model_fingerprint(config: ExperimentConfig, tokens: str, seed: int) -> str:
-    """Identity of a trained model: tokens, episodes, size, training, seed; not how often curves are drawn."""
-    data = config.dataset
-    episodes = (data.validation_fraction, data.split_seed, data.fraction)
-    training = {key: value for key, value in to_dict(config.training).items() if key != "log_every"}
-    return fingerprint("model", tokens, episodes, to_dict(config.model), training, seed)
-
-
-def evaluation_fingerprint(planner: PlannerConfig, max_steps: int | None, model: str) -> str:
-    """Identity of evaluated episodes: the model, the planner and the episode length; each seed is a row."""
-    return fingerprint("evaluation", model, to_dict(planner), max_steps)

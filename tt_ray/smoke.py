@@ -14,10 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tt_ray.config import CollectConfig, ExperimentConfig, fingerprint, flatten, to_dict
+from tt_ray.config import CollectConfig, ExperimentConfig, flatten, to_dict
 from tt_ray.data.d4rl_names import D4RL_ENVIRONMENTS
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import Draft, experiment_from_dict
+from tt_ray.fingerprints import fingerprint
 from tt_ray.search import Case, SchedulerConfig, SearchConfig, Space, Values
 from tt_ray.sweep_file import Sweep
 

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from tt_ray import strict_yaml
-from tt_ray.config import ExperimentConfig, fingerprint, require, to_dict
+from tt_ray.config import ExperimentConfig, require, to_dict
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import Draft, Fault, dotted, dump_yaml, listed, parse_draft, read_text
+from tt_ray.fingerprints import fingerprint
 from tt_ray.search import SearchConfig, Values, check_name
 from tt_ray.search_section import read_search
 from tt_ray.strict_yaml import KeyPath
@@ -75,6 +76,8 @@ class Sweep:
     search: SearchConfig = field(default_factory=SearchConfig)
     source: str = ""
     """Text of the file, as it was read (without overrides)."""
+    overrides: tuple[str, ...] = ()
+    """What was laid over it."""
     places: Places = field(default_factory=Places, repr=False, compare=False)
 
     @property
@@ -172,7 +175,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         _check_alone(search, base)
     except UserError as error:
         raise places.fault(error) from None
-    sweep = Sweep(base=base, search=search, source=text, places=places)
+    sweep = Sweep(base=base, search=search, source=text, overrides=tuple(overrides), places=places)
     if search.method != "optuna":
         sweep.trials()
     return sweep

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from minari.dataset.minari_storage import MinariStorage
 
-from tt_ray.config import CollectConfig, fingerprint, to_dict
+from tt_ray.config import CollectConfig, to_dict
 from tt_ray.data.minari_sets import load_episodes
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.errors import UserError
@@ -31,6 +31,7 @@ from tt_ray.evaluation.random_search import (
     trials,
     undiscounted_return,
 )
+from tt_ray.fingerprints import fingerprint
 
 ID = "ars/hopper/test-v0"
 CONFIG = CollectConfig(

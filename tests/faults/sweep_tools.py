@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import tiny
 import yaml
-from command import Command, run
+from command import AGENTS, Command, run
 from processes import Growth, descendants, wait_until
 
 Moment = Callable[[Path], bool]
@@ -30,22 +30,25 @@ TIMED = ("seconds", "latency", "idle")  # within the names of an episode's field
 ELSEWHERE = ("mlflow.", "version.", "git.", "host", "reused", "checkpoint", "tt_ray.")
 """Tags that depend on where and when a sweep ran."""
 
+BY_RETURN = {"metric": {"name": "return/mean"}}
+BY_LOSS = {"metric": {"name": "val/loss", "goal": "minimize"}}
 GRID = {
+    **BY_RETURN,
     "parameters": {
         "discretizer.strategy": {"values": ["uniform", "quantile"]},
         "planner.horizon": {"values": [1, 2]},
-    }
+    },
 }
 RANDOM = {
+    **BY_RETURN,
     "method": "random",
-    "num_trials": 4,
+    "num_trials": 3,
     "seed": 3,
     "parameters": {
         "training.learning_rate": {"min": 1.0e-4, "max": 1.0e-2, "distribution": "log_uniform"},
         "planner.horizon": {"values": [1, 2, 3]},
     },
 }
-BY_LOSS = {"metric": {"name": "val/loss", "goal": "minimize"}}
 ASHA = {
     **RANDOM,
     **BY_LOSS,
@@ -55,10 +58,8 @@ ASHA = {
 OPTUNA = {**RANDOM, **BY_LOSS, "method": "optuna", "num_trials": 5}
 
 
-def write_file(
-    folder: Path, search: Mapping[str, Any], *, name: str = "study", **sections: Mapping[str, Any]
-) -> Path:
-    """A sweep's file in `folder`, below which it writes; `sections` take the place of keys."""
+def write_file(folder: Path, search: Mapping[str, Any], *, name: str = "study", **sections: Any) -> Path:
+    """A sweep's file in `folder`, below which it writes; `sections` go over its own, None to have none."""
     plain: dict[str, Any] = {
         "name": name,
         "question": "Does it survive?",
@@ -79,12 +80,12 @@ def write_file(
         "evaluation": {"episodes": 6, "max_steps": 30, "bootstrap_samples": 200},
         "resources": {"episodes_per_actor": 2, "storage": str(folder / "runs")},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
-        "seeds": [0, 1],
+        "seeds": [0],
         "search": dict(search),
     }
     for section, values in sections.items():
         old = plain.get(section)
-        plain[section] = {**old, **values} if isinstance(old, dict) else values
+        plain[section] = {**old, **values} if isinstance(old, dict) and values is not None else values
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in plain.items() if value is not None}))
     return path
@@ -138,7 +139,7 @@ def _in_mlflow(database: sqlite3.Connection, folder: Path, name: str) -> dict[st
     pairs: dict[str, dict[str, dict[str, str]]] = {"tags": {}, "params": {}}
     for kind, found in pairs.items():
         for identity, key, value in database.execute(f"select run_uuid, key, value from {kind}"):
-            if identity in runs and not key.startswith(ELSEWHERE):
+            if identity in runs and value and not key.startswith(ELSEWHERE):
                 found.setdefault(runs[identity][0], {})[key] = value
     return {
         "points": sorted(point for point in points if point[0] != name),
@@ -172,7 +173,8 @@ def _trained_once(artifacts: dict[str, list[str]]) -> tuple[dict[str, list[str]]
     """Artifacts without the checkpoints, and how many of those: which of the cells that share a model
     trains it is a matter of chance."""
     others = {
-        run: [name for name in names if not name.startswith("checkpoint/")] for run, names in artifacts.items()
+        run: [name for name in names if not name.startswith("checkpoint/")]
+        for run, names in artifacts.items()
     }
     return others, sum("checkpoint/model.safetensors" in names for names in artifacts.values())
 
@@ -182,7 +184,8 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         runs = folder / "runs"
-        finished = [record.parent for record in runs.glob("sweeps/*/cells/*/result.json") if _ended(record)]
+        records = runs.glob("sweeps/*/cells/*/result.json")
+        finished = [record.parent for record in records if _status(record) in ("finished", "stopped")]
         self.whole = {
             path: path.read_bytes()
             for path in [
@@ -202,13 +205,14 @@ class Kept:
             assert path.read_bytes().startswith(whole), path
 
 
-def _ended(record: Path) -> bool:
-    return json.loads(record.read_text())["status"] != "running"
+def _status(record: Path) -> str:
+    return str(json.loads(record.read_text())["status"])
 
 
 def ended(folder: Path) -> int:
     """Cells that have ended."""
-    return sum(map(_ended, folder.glob("runs/sweeps/*/cells/*/result.json")))
+    records = folder.glob("runs/sweeps/*/cells/*/result.json")
+    return sum(_status(record) != "running" for record in records)
 
 
 def when_there(pattern: str) -> Moment:
@@ -247,7 +251,7 @@ def when_played(episodes: int, first_seed: int = 0) -> Moment:
 def start_until(folder: Path, moment: Moment, *arguments: str | Path) -> Command:
     """`tt-ray sweep` in `folder`, still under way as the moment comes."""
     command = Command(folder, "sweep", *arguments)
-    wait_until(lambda: command.process.poll() is not None or moment(folder), "the time has come", poll=0.005)
+    wait_until(lambda: command.process.poll() is not None or moment(folder), "the time has come", poll=0.01)
     assert command.process.poll() is None, command.output.read_text()
     return command
 
@@ -257,13 +261,19 @@ def resume(folder: Path, file: Path, *more: str) -> str:
     return run(folder, "sweep", file, "--resume", *more)
 
 
-def ray_process(command: Command, name: str) -> Any:
+def ray_process(command: Command, name: str) -> psutil.Process:
     """The one process of that name that a command has started: `raylet`, `gcs_server`."""
     (found,) = (process for process in descendants(command.process.pid) if process.name() == name)
     return found
 
 
-def run_whole(folder: Path, search: Mapping[str, Any], **sections: Mapping[str, Any]) -> Outcome:
+def without_agents(command: Command) -> set[psutil.Process]:
+    """All that a command has started, but for what lives on for a minute without harm."""
+    agents = {agent for name in AGENTS for agent in descendants(command.process.pid, name)}
+    return set(descendants(command.process.pid)) - agents
+
+
+def run_whole(folder: Path, search: Mapping[str, Any], **sections: Any) -> Outcome:
     """The outcome of a sweep that nobody disturbs."""
     run(folder, "sweep", write_file(folder, search, **sections))
     return outcome(folder)
@@ -273,9 +283,3 @@ def one_line(text: str) -> str:
     """The last line of what a command printed, in which no traceback is."""
     assert "Traceback" not in text
     return text.strip().splitlines()[-1]
-
-
-def fresh_minari(folder: Path, monkeypatch: Any) -> None:
-    """Commands find no data from now on."""
-    shutil.rmtree(folder, ignore_errors=True)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))

@@ -14,12 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tt_ray.config import ExperimentConfig, model_fingerprint, tokens_fingerprint
+from tt_ray.config import ExperimentConfig
 from tt_ray.data.minari_reader import load_episodes
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.data.token_store import TokenSet
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.experiment_file import experiment_from_dict
+from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
 from tt_ray.model.checkpoint import last_checkpoint, verify_checkpoint
 
 MEASURED = ("speed/", "seconds/")
@@ -35,7 +36,7 @@ def write_data(episodes: int = 40) -> None:
     random = np.random.default_rng(0)
     write_dataset(
         DATASET,
-        (_episode(random, length=8 + i % 5) for i in range(episodes)),
+        (episode(random, length=8 + i % 5) for i in range(episodes)),
         environment="Pendulum-v1",
         observation_space=gym.spaces.Box(-8, 8, (3,), np.float32),
         action_space=gym.spaces.Box(-2, 2, (1,), np.float32),
@@ -44,7 +45,8 @@ def write_data(episodes: int = 40) -> None:
     )
 
 
-def _episode(random: np.random.Generator, length: int) -> RecordedEpisode:
+def episode(random: np.random.Generator, length: int) -> RecordedEpisode:
+    """Numbers that an environment with Pendulum's spaces might have given."""
     return RecordedEpisode(
         observations=random.normal(size=(length + 1, 3)).astype(np.float32),
         actions=random.uniform(-2, 2, (length, 1)).astype(np.float32),

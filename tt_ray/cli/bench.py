@@ -27,7 +27,8 @@ BATCH = 64
 def bench(
     full: Annotated[bool, typer.Option("--full", help="All configurations; many minutes on a CPU.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only these: halfcheetah, hopper, ant, pen, train, growth, pool.")
+        list[str] | None,
+        typer.Option(help="Only these: halfcheetah, hopper, ant, pen, train, growth, pool, sweep."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Also log them to MLflow.")] = False,
@@ -64,16 +65,17 @@ def bench(
     if curves:
         console.print(_growth_table(curves))
     pool = _pool() if "pool" in parts else {}
+    sweep = _sweep() if "sweep" in parts else {}
     if json is not None:
         _write(json, rows)
     if mlflow:
-        _log(rows, curves, limit, pool)
+        _log(rows, curves, limit, {"pool": pool, "sweep": sweep})
 
 
 def _chosen(full: bool, only: Sequence[str] | None) -> tuple[dict[str, tuple[int, ...]], set[str]]:
     """Cases with their numbers of episodes, and what else is measured."""
     cases = FULL if full else SHORT
-    known = {*FULL, "train", "growth", "pool"}
+    known = {*FULL, "train", "growth", "pool", "sweep"}
     for name in only or []:
         if name not in known:
             raise UserError(f"--only {name}: must be one of {', '.join(sorted(known))}")
@@ -199,13 +201,27 @@ def _pool() -> dict[str, Any]:
 
     with console.status("64 evaluation actors, 10,000 episodes of a stub planner"):
         report = measure_pool()
-    cells = [[name.replace("_", " "), _pool_cell(name, value)] for name, value in asdict(report).items()]
-    console.print(plain_table(["evaluation pool", ""], cells, "Pool at scale"))
-    return asdict(report)
+    return _show_report(asdict(report), "evaluation pool", "Pool at scale")
 
 
-def _pool_cell(name: str, value: float) -> str:
-    """A figure of the pool's report with its unit."""
+def _sweep() -> dict[str, Any]:
+    """A sweep of many trials, on Ray."""
+    from tt_ray.distributed.sweep_bench import measure_sweep
+
+    with console.status("200 trials with next to nothing to compute"):
+        report = measure_sweep()
+    return _show_report(asdict(report), "sweep", "What a trial costs beside its stages")
+
+
+def _show_report(report: dict[str, Any], what: str, title: str) -> dict[str, Any]:
+    """Print a report's figures as a table; returned as they are."""
+    cells = [[name.replace("_", " "), _report_cell(name, value)] for name, value in report.items()]
+    console.print(plain_table([what, ""], cells, title))
+    return report
+
+
+def _report_cell(name: str, value: float) -> str:
+    """A figure of a report with its unit."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if "rss" in name:
@@ -222,7 +238,9 @@ def _write(path: Path, rows: Sequence[SpeedRow]) -> None:
     console.print(f"rows: {path}", highlight=False)
 
 
-def _log(rows: Sequence[SpeedRow], curves: Sequence[Growth], limit: Limit, pool: dict[str, Any]) -> None:
+def _log(
+    rows: Sequence[SpeedRow], curves: Sequence[Growth], limit: Limit, reports: dict[str, dict[str, Any]]
+) -> None:
     import torch
 
     from tt_ray.bench.report import write_json
@@ -237,7 +255,10 @@ def _log(rows: Sequence[SpeedRow], curves: Sequence[Growth], limit: Limit, pool:
             f"{name}/ratio": row.ratio,
         }
     metrics |= {f"growth/{curve.what}_exponent": curve.exponent for curve in curves}
-    metrics |= {f"pool/{name}": value for name, value in pool.items() if isinstance(value, int | float)}
+    for what, report in reports.items():
+        metrics |= {
+            f"{what}/{name}": value for name, value in report.items() if isinstance(value, int | float)
+        }
     settings = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     folder = Path("runs") / "bench" / time.strftime("%Y%m%d-%H%M%S")
     tracker = MlflowTracker(connect(None), "tt-ray bench")

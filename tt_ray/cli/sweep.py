@@ -18,6 +18,7 @@ from tt_ray.errors import UserError
 from tt_ray.sweep_file import load_sweep
 
 CANCEL_WAIT = 120.0  # seconds that `cancel` waits for the sweep to end
+DETACH_WAIT = 120.0  # seconds that `--detach` waits for it to begin
 
 
 def sweep(
@@ -41,13 +42,14 @@ def sweep(
     ] = False,
 ) -> None:
     """Run every trial of a search, each stage once, and name an honest winner."""
-    from tt_ray.distributed.sweeps.driver import Flags, check_sweep, run_sweep
+    from tt_ray.distributed.sweeps.checks import Flags, check_sweep
+    from tt_ray.distributed.sweeps.driver import run_sweep
     from tt_ray.smoke import smoke as shrunk
 
     started = time.perf_counter()
     loaded = load_sweep(file, overrides or [])
     loaded = shrunk(loaded) if smoke else loaded
-    flags = Flags(resume=resume, only_failed=retry_failed)
+    flags = Flags(resume=resume, only_failed=retry_failed, dry_run=dry_run)
     study = check_sweep(loaded, flags)
     if dry_run:
         console.print(forecast_table(study))
@@ -91,18 +93,19 @@ def cancel(
         raise UserError(f"no sweep {name!r} in {storage}: {', '.join(known) or 'it holds none'}")
     if not is_held(folder):
         raise UserError(f"sweep {name!r} is not running here; there is nothing to cancel")
-    (folder / CANCEL).touch()
     with console.status(f"waiting for sweep {name!r} to end"):
         deadline = time.monotonic() + CANCEL_WAIT
         while is_held(folder):
+            (folder / CANCEL).touch()  # again and again: a sweep that has just begun tidies it away
             if time.monotonic() > deadline:
                 raise UserError(f"sweep {name!r} was asked to end, and has not after {CANCEL_WAIT:.0f} s")
             time.sleep(0.5)
+    (folder / CANCEL).unlink(missing_ok=True)
     console.print(f"sweep {name!r} has ended; `tt-ray sweep FILE --resume` goes on with it", highlight=False)
 
 
 def _detach(folder: Path, name: str) -> None:
-    """Start this very command once more, in a session of its own, and leave it alone."""
+    """Start this very command once more, in a session of its own, and leave it alone once it is under way."""
     from tt_ray.locks import is_held
 
     if is_held(folder):
@@ -110,6 +113,7 @@ def _detach(folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    began = time.time()
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "tt_ray", *arguments],
@@ -118,5 +122,22 @@ def _detach(folder: Path, name: str) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    with console.status(f"starting sweep {name!r}"):
+        while process.poll() is None and not _in_mlflow(folder, began) and time.time() < began + DETACH_WAIT:
+            time.sleep(0.2)
+    if process.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"sweep {name!r} has not started: {''.join(last).removeprefix('tt-ray: error: ')}")
     console.print(f"sweep {name!r} runs as process {process.pid}; what it says goes to {log}", soft_wrap=True)
     console.print(f"tt-ray results {name!r} --follow   shows it\ntt-ray cancel {name!r}   ends it")
+
+
+def _in_mlflow(folder: Path, began: float) -> bool:
+    """Whether the sweep's run has been in MLflow since that time, so that others can see it there."""
+    from tt_ray.tracking.run import RunState
+
+    file = folder / "run.json"
+    if not file.exists() or file.stat().st_mtime < began:
+        return False
+    state = RunState.load(folder)
+    return state is not None and state.run_id is not None

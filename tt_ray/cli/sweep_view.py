@@ -36,6 +36,7 @@ def sweep_table(frame: pd.DataFrame, search: SearchConfig, confidence: float) ->
     ranked = ranking(frame, search)
     best = set(winners(frame, search)["fingerprint"])
     rows = [row for _, row in ranked.head(ROWS).iterrows()]
+    rows += [row for _, row in ranked.iloc[ROWS:].iterrows() if row["fingerprint"] in best]
     cells = [_cells(row, search, confidence) for row in rows]
     table = empty_table("Trials")
     words = [len(word) for row in rows for word in str(row["trial"]).split()]
@@ -50,12 +51,14 @@ def sweep_table(frame: pd.DataFrame, search: SearchConfig, confidence: float) ->
             name = f"{name}\n  reused: {cell['reused']}"
         table.add_row(*map(escape, [name, *(cell[title] for title in titles)]), style=style)
     parts: list[RenderableType] = [table]
-    if len(ranked) > ROWS:
-        parts.append(Text(f"{len(ranked) - ROWS} more trials are in results.md", style="dim"))
+    if len(ranked) > len(rows):
+        parts.append(Text(f"{len(ranked) - len(rows)} more trials are in results.md", style="dim"))
     failed = frame[frame["status"] == "failed"]
     if len(failed):
         causes = failed[["trial", "cause"]].values.tolist()
-        parts.append(plain_table(["failed trial", "cause"], causes, "Failed"))
+        parts.append(
+            plain_table(["failed trial", "cause"], causes, "Failed (--retry-failed runs them again)")
+        )
     return Group(*parts)
 
 
@@ -74,14 +77,14 @@ def _titles(frame: pd.DataFrame, search: SearchConfig, confidence: float) -> lis
 
 def forecast_table(study: Study) -> RenderableType:
     """Every trial, and what of it is in the store."""
-    rows, saved = [], 0.0
+    rows, seconds = [], dict[str, float]()
     models: set[str | None] = set()
     to_train: set[str | None] = set()
     for trial in study.trials:
         forecast, config = study.forecast(trial), trial.config
+        seconds |= forecast.seconds
         seeds, episodes = len(config.seeds), len(config.seeds) * config.evaluation.episodes
         done = seeds - len(study.to_do(trial)) - sum(r.status == "failed" for r in study.records(trial))
-        saved += forecast.saved
         keys = {study.model_key(config, seed) for seed in config.seeds}
         models |= keys
         to_train |= {key for key in keys if key is None or study.store.find("models", key) is None}
@@ -91,7 +94,9 @@ def forecast_table(study: Study) -> RenderableType:
         tokens = {True: "yes", False: "no", None: "unknown"}[forecast.tokens]
         rows.append([trial.name, f"{done}/{seeds}", tokens, trained, played])
     table = plain_table(["trial", "finished", "tokens", "models", "episodes"], rows, "What is there already")
-    return Group(table, Text(), *map(Text, _forecast_lines(study, len(rows), models, to_train, saved)))
+    return Group(
+        table, Text(), *map(Text, _forecast_lines(study, len(rows), models, to_train, sum(seconds.values())))
+    )
 
 
 def _forecast_lines(

@@ -56,6 +56,8 @@ class Allocation:
     """0: episodes run in the process that asks for them."""
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
+    reserved: bool = False
+    """The actors' places were reserved together with this process's (Ray's placement group)."""
 
 
 @contextmanager
@@ -152,6 +154,8 @@ def _start_local() -> None:
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else _OBJECT_STORE_BYTES
     try:
         ray.init("local", object_store_memory=object_store_bytes(shared), **_options(worker_environment()))
+        # Whatever log_to_driver says, Ray would report a dead process in many lines, in the midst of a table.
+        ray._private.worker._worker_logs_enabled = False
     except Exception as error:  # Ray raises a bare Exception when the machine is too busy
         cause = str(error).strip().partition("\n")[0]
         raise UserError(f"Ray cannot be started on this machine: {cause}; run the command again") from error

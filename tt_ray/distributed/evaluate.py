@@ -166,11 +166,6 @@ def check_environment(spec: DataSpec) -> None:
         env.close()
 
 
-def engine_slots(episodes: int, episodes_per_actor: int) -> int:
-    """Episodes that each engine plans for at once: the same on any number of actors, so results are too."""
-    return min(episodes, episodes_per_actor)
-
-
 def read_episodes(folder: Path) -> dict[int, EpisodeResult]:
     """The finished episodes in an evaluation's folder by seed; a last line that is not whole is left out."""
     path = folder / "episodes.jsonl"
@@ -250,6 +245,7 @@ def evaluate(
         actors=min(allocation.evaluation_actors, max(1, math.ceil(len(seeds) / slots))),
         cpus_per_actor=allocation.cpus_per_actor,
         gpus_per_actor=allocation.gpus_per_actor,
+        reserved=allocation.reserved,
         max_tries=max_tries,
         on_result=on_result,
         on_steps=on_steps,

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tt_ray.config import ExperimentConfig, fingerprint, to_dict
+from tt_ray.config import ExperimentConfig, to_dict
 from tt_ray.distributed.evaluate import Row
 from tt_ray.distributed.line import Line
 from tt_ray.distributed.scoring import baselines, checkpoint_identity, greedy, score_planner
 from tt_ray.evaluation.figures import return_figure
 from tt_ray.evaluation.scores import aggregate_interval
 from tt_ray.experiment_file import dump_yaml
+from tt_ray.fingerprints import fingerprint
 from tt_ray.locks import exclusive
 from tt_ray.tracking import Run, Tracker, provenance_tags
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from tt_ray.config import ExperimentConfig, model_fingerprint, tokens_fingerprint
+from tt_ray.config import ExperimentConfig
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.data.episodes import DataSpec, Episodes
 from tt_ray.data.minari_folder import dataset_folder
@@ -31,6 +31,7 @@ from tt_ray.distributed.usage import Usage
 from tt_ray.errors import UserError
 from tt_ray.evaluation.collect import collect
 from tt_ray.evaluation.random_search import environment
+from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
 from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics
 from tt_ray.tracking import Run
 

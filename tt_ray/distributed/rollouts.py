@@ -48,6 +48,7 @@ def evaluate_seeds(
     actors: int,
     cpus_per_actor: float = 1,
     gpus_per_actor: float = 0,
+    reserved: bool = False,
     max_tries: int = 3,
     on_result: Callable[[EpisodeResult], None] | None = None,
     on_steps: Callable[[int], None] | None = None,
@@ -63,7 +64,7 @@ def evaluate_seeds(
         raise ValueError("evaluate_seeds: a seed is given twice")
     if not seeds:
         return []
-    pool = _Pool(seeds, make_worker, cpus_per_actor, gpus_per_actor, max_tries, on_steps)
+    pool = _Pool(seeds, make_worker, cpus_per_actor, gpus_per_actor, max_tries, on_steps, reserved)
     try:
         for result in pool.results(min(actors, len(seeds))):
             if on_result is not None:
@@ -162,8 +163,10 @@ class _Pool:
         gpus: float,
         max_tries: int,
         on_steps: Callable[[int], None] | None,
+        reserved: bool = False,
     ) -> None:
         self._on_steps = on_steps
+        self._strategy = None if reserved else "SPREAD"
         self._steps, self._stepped, self._looked = 0, time.monotonic(), time.monotonic()
         self.received: dict[int, EpisodeResult] = {}
         self._seeds = seeds
@@ -218,7 +221,7 @@ class _Pool:
     def _spawn(self) -> _Worker:
         handle = (
             ray.remote(Evaluator)
-            .options(num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy="SPREAD")
+            .options(num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=self._strategy)
             .remote(max(1, int(self._cpus)))
         )
         worker = _Worker(next(self._numbers), handle)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tt_ray.config import PlannerConfig, evaluation_fingerprint, fingerprint
+from tt_ray.config import ExperimentConfig, PlannerConfig
 from tt_ray.data.minari_reader import own_metadata
 from tt_ray.distributed.evaluate import (
     GREEDY,
@@ -18,7 +18,6 @@ from tt_ray.distributed.evaluate import (
     RandomBaseline,
     Row,
     Worker,
-    engine_slots,
     evaluate,
     read_episodes,
 )
@@ -27,6 +26,7 @@ from tt_ray.distributed.stages import Input, Stage
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.evaluation.scores import summarize, with_scores
+from tt_ray.fingerprints import evaluation_fingerprint, fingerprint
 from tt_ray.model.checkpoint import CHECKSUMS
 
 
@@ -60,10 +60,10 @@ def score_planner(
     seeds: Sequence[int] | None = None,
 ) -> Row:
     """Episodes of the planner on a checkpoint, for `seeds` or else the experiment's own."""
-    evaluation, resources = line.config.evaluation, line.config.resources
-    slots = engine_slots(evaluation.episodes, resources.episodes_per_actor)
+    resources = line.config.resources
+    slots = resources.episodes_per_actor
     worker = Planner(checkpoint, planner, line.config.dataset.discount, slots, resources.decoder)
-    key = evaluation_key(planner, evaluation.max_steps, checkpoint)
+    key = evaluation_key(line.config, planner, checkpoint)
     model = checkpoint.parent.parent
     inputs = [("models", model.name)] if model.parent == line.storage / "models" else []
     return _play(line, policy, seed, worker, key, seeds, slots, inputs)
@@ -75,9 +75,9 @@ def greedy(line: Line) -> PlannerConfig:
     return PlannerConfig(**{**vars(GREEDY), "max_context_transitions": context})
 
 
-def evaluation_key(planner: PlannerConfig, max_steps: int | None, checkpoint: Path) -> str:
+def evaluation_key(config: ExperimentConfig, planner: PlannerConfig, checkpoint: Path) -> str:
     """Key of the planner's episodes with a checkpoint."""
-    return evaluation_fingerprint(planner, max_steps, checkpoint_identity(checkpoint))
+    return evaluation_fingerprint(config, planner, checkpoint_identity(checkpoint))
 
 
 def checkpoint_identity(checkpoint: Path) -> str:

@@ -11,6 +11,7 @@ without a manifest is partial: whoever claims it next goes on from its files.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -292,6 +293,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     raise UserError(f"{file}: damaged ({reason}); remove this file, and the stage is made complete again")
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in ("tt-ray", "torch", "ray"):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +23,9 @@ from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.distributed.cluster import connect, offer
 from tt_ray.distributed.following import Update
 from tt_ray.distributed.sweeps.board import Board
-from tt_ray.distributed.sweeps.driver import Flags, check_sweep, run_sweep
+from tt_ray.distributed.sweeps.cells import read_record
+from tt_ray.distributed.sweeps.checks import Flags, check_sweep
+from tt_ray.distributed.sweeps.driver import run_sweep
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import experiment_from_dict
@@ -58,18 +61,18 @@ class SweepReport:
 
     trials: int
     at_once: int
-    start_seconds: float
-    """From the call until the first trial's process is asked for: data, tokens, MLflow's run."""
+    first_seconds: float
+    """From the start of Ray Tune until the first trial has ended: mostly starting processes."""
     trial_seconds: float
-    """Wall time for each trial, from then until the last one has ended."""
+    """Wall time for each trial. This and the figures below are from 25 % of the trials on."""
     stage_seconds: float
     """Mean time that a trial's stages took by themselves."""
     overhead_seconds: float
     """Of a slot's wall time, what did not go into stages; there are `at_once` slots."""
     overhead_in_trial: float
-    """Of this, between the first and the last line of the trial's journal: records, claims of stages."""
+    """Of this, between the first and the last line of the trial's journal: records, journals, claims."""
     overhead_around_trial: float
-    """The rest: Ray Tune, and starting processes."""
+    """The rest: Ray Tune, and processes that wait for a CPU."""
     driver_cpu: float
     """CPU time of the driver for each trial."""
     driver_cpu_table: float
@@ -79,9 +82,9 @@ class SweepReport:
     driver_cpu_mlflow: float
     """Of this, in the threads that send to MLflow."""
     trial_cpu: float
-    """CPU time of the trials' processes for each trial, from 25 % of the trials on, so that starting is not in it."""
+    """CPU time of the trials' processes for each trial, stages included."""
     ray_cpu: float
-    """The same of the rest of Ray."""
+    """CPU time of the rest of Ray for each trial."""
     processes: int
     """Of Ray's Python processes, seen at one of MARKS; fewer than trials, as they are used again."""
     driver_rss_25: int
@@ -89,9 +92,9 @@ class SweepReport:
     driver_rss_50: int
     driver_rss_100: int
     mlflow_points: int
-    """Metric points that were sent to MLflow, the stages' curves included."""
+    """Metric points of all trials, the stages' curves included."""
     end_seconds: float
-    """From the last trial's end: the winner's fresh episodes, figures, what MLflow still has to get."""
+    """From the last trial's end: the winner's fresh episodes, figures, and what MLflow still has to get."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dump`."""
@@ -168,50 +171,50 @@ class _Watcher:
     def __init__(self, trials: int) -> None:
         self._trials = trials
         self._marks = {-(-percent * trials // 100): percent for percent in MARKS}
-        self._called = time.monotonic()
+        self._began = self._first = 0.0
         self._ended, self._events = 0, 0.0
         self._looks: dict[int, _Look] = {}
-        self._began: _Look
 
     @contextmanager
     def watch(self, board: Board) -> Iterator[None]:
         """As `run_sweep` wants it."""
         started, ended = board.started, board.ended
-        self._began = _Look.now()
+        self._began = time.monotonic()
         board.started = self._timed(started)  # type: ignore[method-assign]
         board.ended = self._timed(ended, self._one_more)  # type: ignore[method-assign]
         yield
 
     def report(self, study: Study, at_once: int) -> SweepReport:
         """What was seen."""
-        records = [record for trial in study.trials for record in study.records(trial)]
-        journals = [list(read(folder / "journal.jsonl")) for folder in (study.folder / "cells").iterdir()]
-        inside = float(np.mean([(lines[-1][0]["time"] - lines[0][0]["time"]) / 1000 for lines in journals]))
-        stages = float(np.mean([sum(record.seconds.values()) for record in records]))
+        cells = sorted(
+            (_Cell.read(folder) for folder in (study.folder / "cells").iterdir()), key=attrgetter("ended")
+        )
         first, last = self._looks[MARKS[0]], self._looks[MARKS[-1]]
-        each = (last.time - self._began.time) / self._trials
-        driver = {
-            name: (used - self._began.driver[name]) / self._trials for name, used in last.driver.items()
-        }
-        events = self._events / self._trials
-        later = self._trials - next(iter(self._marks))
+        later = cells[-(self._trials - next(iter(self._marks))) :]
+        each = (last.time - first.time) / len(later)
+        inside, stages = (
+            float(np.mean([getattr(cell, name) for cell in later])) for name in ("inside", "stages")
+        )
+        driver = {name: (used - first.driver[name]) / len(later) for name, used in last.driver.items()}
+        table = (last.events - first.events) / len(later)
+        lasting = first.workers.keys() & last.workers.keys()
         return SweepReport(
-            trials=len(records),
+            trials=len(cells),
             at_once=at_once,
-            start_seconds=self._began.time - self._called,
+            first_seconds=self._first - self._began,
             trial_seconds=each,
             stage_seconds=stages,
             overhead_seconds=at_once * each - stages,
             overhead_in_trial=inside - stages,
             overhead_around_trial=at_once * each - inside,
             driver_cpu=driver["all"],
-            driver_cpu_table=events,
-            driver_cpu_tuning=driver["main"] - events,
+            driver_cpu_table=table,
+            driver_cpu_tuning=driver["main"] - table,
             driver_cpu_mlflow=driver["mlflow"],
-            trial_cpu=(sum(last.workers.values()) - sum(first.workers.values())) / later,
-            ray_cpu=(last.ray - first.ray) / later,
+            trial_cpu=sum(last.workers[pid] - first.workers[pid] for pid in lasting) / len(later),
+            ray_cpu=(last.ray - first.ray) / len(later),
             processes=len(set[int]().union(*(look.workers for look in self._looks.values()))),
-            mlflow_points=sum(len(line.get("metrics", ())) for lines in journals for line, _ in lines),
+            mlflow_points=sum(cell.points for cell in cells),
             end_seconds=time.monotonic() - last.time,
             **{f"driver_rss_{percent}": look.rss for percent, look in self._looks.items()},
         )
@@ -228,8 +231,34 @@ class _Watcher:
 
     def _one_more(self) -> None:
         self._ended += 1
+        self._first = self._first or time.monotonic()
         if self._ended in self._marks:
-            self._looks[self._marks[self._ended]] = _Look.now()
+            self._looks[self._marks[self._ended]] = _Look.now(self._events)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A trial's times in seconds, as it has left them."""
+
+    began: float
+    ended: float
+    stages: float
+    points: int
+    """In its journal."""
+
+    @property
+    def inside(self) -> float:
+        """Between the first and the last line of its journal."""
+        return self.ended - self.began
+
+    @classmethod
+    def read(cls, folder: Path) -> _Cell:
+        """The cell in a folder."""
+        lines = [line for line, _ in read(folder / "journal.jsonl")]
+        record = read_record(folder)
+        assert record is not None
+        points = sum(len(line.get("metrics", ())) for line in lines)
+        return cls(lines[0]["time"] / 1000, lines[-1]["time"] / 1000, sum(record.seconds.values()), points)
 
 
 @dataclass(frozen=True)
@@ -238,6 +267,8 @@ class _Look:
 
     time: float
     rss: int
+    events: float
+    """In keeping the table of trials, so far."""
     driver: dict[str, float]
     """This process: all, its main thread, the threads that send to MLflow."""
     workers: dict[int, float]
@@ -246,7 +277,7 @@ class _Look:
     """The rest of Ray on this host."""
 
     @classmethod
-    def now(cls) -> _Look:
+    def now(cls, events: float) -> _Look:
         """What there is to see, of this process and those below it."""
         driver, workers, rest = psutil.Process(), dict[int, float](), 0.0
         for process in driver.children(recursive=True):
@@ -256,7 +287,8 @@ class _Look:
                     workers[process.pid] = used
                 else:
                     rest += used
-        return cls(time.monotonic(), driver.memory_info().rss, _thread_times(driver), workers, rest)
+        rss, now = driver.memory_info().rss, time.monotonic()
+        return cls(now, rss, events, _thread_times(driver), workers, rest)
 
 
 def _thread_times(process: psutil.Process) -> dict[str, float]:

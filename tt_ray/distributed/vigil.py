@@ -1,4 +1,4 @@
-"""Noticing soon that Ray itself has died: left alone, its driver waits for minutes, or goes on with half of it."""
+"""Noticing soon that Ray itself has died: its driver would wait for minutes, or go on with half of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 0.3  # seconds between two knocks
 PRIVATE = 0.6  # seconds without an answer after which a Ray on this machine alone is dead
-SHARED = 45.0  # the same for a cluster, whose head may come back; after 60 Ray ends its drivers without a word
+SHARED = 45.0  # the same for a cluster, whose head may come back; after 60 Ray ends its drivers
 UNWIND = 30.0  # seconds that the main thread then has to end by itself
 
 Address = tuple[str, int]
@@ -65,12 +65,11 @@ class _Watch(threading.Thread):
             since = (since or time.monotonic()) if shut else None
             if since is not None and time.monotonic() - since >= self._patience and not self.over.is_set():
                 self.death = (
-                    f"Ray has died: its {shut[0]} does not answer any more; what is finished is kept, and the "
-                    "same command goes on from there (with --resume, where it has that)"
+                    f"Ray has died: its {shut[0]} does not answer any more; what is finished is kept, and "
+                    "the same command goes on from there (with --resume, where it has that)"
                 )
                 break
         if self.death:
-            ray._private.worker._worker_logs_enabled = False  # Ray's driver would print the raylet's log
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             threading.Thread(target=_end_process, args=(self.death,), daemon=True).start()
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 
-from tt_ray.config import CollectConfig, fingerprint, to_dict
+from tt_ray.config import CollectConfig, to_dict
 from tt_ray.data.d4rl_names import reference_scores
 from tt_ray.data.minari_folder import OWN_METADATA, check_new_id, dataset_folder, datasets_root
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
@@ -39,6 +39,7 @@ from tt_ray.evaluation.random_search import (
     trials,
     undiscounted_return,
 )
+from tt_ray.fingerprints import fingerprint
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map(function, items)`: the results in the order of the items; both pickle."""

@@ -125,12 +125,12 @@ class Courier:
         """Send the rest; give up, with a warning, when MLflow takes nothing for `wait` seconds."""
         problem = self._rounds.close(wait)
         left = {parcel.folder: parcel.unsent for parcel in self._all() if parcel.unsent}
-        if left:
+        if left and problem is not None:  # without one, it is what has been written since by others
             logger.warning(
                 "%d points and artifacts of %d runs stay below %s, because MLflow at %s did not take them "
                 "(%s); the next command with --resume sends them",
                 *(sum(left.values()), len(left), os.path.commonpath(left), self._store.uri),
-                one_line(problem) if problem else "no time left",
+                one_line(problem),
             )
 
     def _all(self) -> list[Parcel]:

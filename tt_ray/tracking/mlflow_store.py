@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from tt_ray.tracking.run import FINAL, RunState
 logger = logging.getLogger(__name__)
 
 IDENTITY_TAG = "tt_ray.run"
-BATCH_POINTS = 1000  # MLflow's limits for one log_batch call
-BATCH_PARAMS = 100  # and tags
+BATCH_POINTS = 800  # MLflow's limits for one log_batch call: 1000 of all, of these
+BATCH_PARAMS = 100  # and as many tags
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 MAX_DIGEST_LENGTH = 36
@@ -70,6 +71,29 @@ class MlflowStore:
         condition = f"tags.`{IDENTITY_TAG}` = '{identity}'"
         runs = self.client.search_runs([self.experiment_id], condition, max_results=1)
         return runs[0].info.run_id if runs else None
+
+
+@dataclass
+class Batch:
+    """What one call of MLflow's log_batch can take, of several lines of a journal."""
+
+    points: list[tuple[str, float, int, int]] = field(default_factory=list)
+    """key, value, time, step."""
+    params: dict[str, str] = field(default_factory=dict)
+    """The first value of each: MLflow refuses another."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """The last value of each."""
+
+    def add(self, record: Record) -> None:
+        """Take up a line."""
+        for key, value in record.get("metrics", {}).items():
+            self.points.append((key, value, record["time"], record["step"]))
+        self.params = record.get("params", {}) | self.params
+        self.tags |= record.get("tags", {})
+
+    def clear(self) -> None:
+        """Be empty again."""
+        self.points, self.params, self.tags = [], {}, {}
 
 
 class Shipper:
@@ -133,17 +157,17 @@ class Shipper:
     def send(self) -> None:
         """Send what the journal holds beyond the offset; its artifacts are left to `upload`."""
         self.find()
-        points: list[Any] = []
+        batch = Batch()
         end = self.state.offset
         for record, after in read(self.journal, end):
-            if "metrics" not in record or len(points) + len(record["metrics"]) > BATCH_POINTS:
-                self._send(points, end)
-                points = []
-            points += self._points(record)
-            if "metrics" not in record:
-                self._apply(record)
+            if len(batch.points) + len(record.get("metrics", ())) > BATCH_POINTS:
+                self._send(batch, end)
+            batch.add(record)
+            if record.get("status") in FINAL:  # by then MLflow has all the rest
+                self._send(batch, end)
+            self._apply(record)
             end = after
-        self._send(points, end)
+        self._send(batch, end)
 
     def upload(self) -> None:
         """Upload what is pending; what fails goes to the back of the queue, so that all have their turn."""
@@ -173,26 +197,37 @@ class Shipper:
         self.state.status, self._params = "RUNNING", set()
         return run.info.run_id
 
-    def _points(self, record: Record) -> list[Any]:
-        from mlflow.entities import Metric
+    def _send(self, batch: Batch, end: int) -> None:
+        """Send the batch in as few calls as MLflow allows, then move the offset to `end`."""
+        from mlflow.entities import Metric, Param, RunTag
 
-        return [Metric(k, v, record["time"], record["step"]) for k, v in record.get("metrics", {}).items()]
-
-    def _send(self, points: list[Any], end: int) -> None:
-        """Send the points, then move the offset to `end`."""
-        for i in range(0, len(points), BATCH_POINTS):
-            self.store.client.log_batch(self.state.run_id, metrics=points[i : i + BATCH_POINTS])
+        points = [Metric(*point) for point in batch.points]
+        params = [Param(k, v[:MAX_PARAM_LENGTH]) for k, v in self._missing(batch.params).items()]
+        tags = [RunTag(k, v[:MAX_TAG_LENGTH]) for k, v in batch.tags.items()]
+        while points or params or tags:
+            self.store.client.log_batch(
+                self.state.run_id,
+                metrics=points[:BATCH_POINTS],
+                params=params[:BATCH_PARAMS],
+                tags=tags[:BATCH_PARAMS],
+            )
+            del points[:BATCH_POINTS], params[:BATCH_PARAMS], tags[:BATCH_PARAMS]
+        if self._params is not None:
+            self._params |= batch.params.keys()
+        batch.clear()
         if end != self.state.offset:
             self.state.offset = end
             self.state.save(self._folder)
 
+    def _missing(self, params: Mapping[str, str]) -> dict[str, str]:
+        """Those whose key the run does not have: MLflow refuses a changed value."""
+        if params and self._params is None:
+            self._params = set(self.store.client.get_run(self.state.run_id).data.params)
+        return {key: value for key, value in params.items() if key not in (self._params or ())}
+
     def _apply(self, record: Record) -> None:
-        """Everything that is not metrics, in an order in which the status comes last."""
+        """What goes into no batch; the status comes last."""
         run_id = self.state.run_id
-        if record.get("params"):
-            self._send_params(record["params"])
-        if record.get("tags"):
-            self._send_tags(record["tags"])
         if "dataset" in record:
             self.store.client.log_inputs(run_id, [dataset_input(record["dataset"])])
         if "artifact" in record and record["artifact"] not in self.state.pending:
@@ -203,24 +238,6 @@ class Shipper:
         elif status is not None and status != self.state.status:
             self.store.client.update_run(run_id, status=status)
         self.state.status = status or self.state.status
-
-    def _send_params(self, params: Mapping[str, str]) -> None:
-        """Those whose key the run does not have: MLflow refuses a changed value."""
-        from mlflow.entities import Param
-
-        if self._params is None:
-            self._params = set(self.store.client.get_run(self.state.run_id).data.params)
-        missing = [Param(k, v[:MAX_PARAM_LENGTH]) for k, v in params.items() if k not in self._params]
-        for i in range(0, len(missing), BATCH_PARAMS):
-            self.store.client.log_batch(self.state.run_id, params=missing[i : i + BATCH_PARAMS])
-        self._params |= set(params)
-
-    def _send_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        entities = [RunTag(k, v[:MAX_TAG_LENGTH]) for k, v in tags.items()]
-        for i in range(0, len(entities), BATCH_PARAMS):
-            self.store.client.log_batch(self.state.run_id, tags=entities[i : i + BATCH_PARAMS])
 
     def _upload(self, path: Path, folder: str | None) -> None:
         if path.is_dir():

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pandas as pd
 
-from tt_ray.distributed.sweeps.cells import Record, cell_folder
+from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
 from tt_ray.distributed.sweeps.progress import progress_file, read_progress
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import trial_row, trials_frame
-from tt_ray.distributed.sweeps.trial import Task, cell_name, close_cell
+from tt_ray.distributed.sweeps.trial import Task, cell_name, close_cell, place_tags
 from tt_ray.sweep_file import Trial
-from tt_ray.tracking import Courier, open_journal
+from tt_ray.tracking import Courier, Journal, open_journal
 
 CANCEL = "cancel"
 """Name of the file by which another process asks the sweep to stop."""
@@ -39,12 +40,34 @@ class Board:
         for trial in study.trials:
             self.refresh(trial)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """After Ctrl-C and the like nothing works on these trials any more, so none of their runs goes on."""
+        for trial in self.live.values():
+            self._interrupted(trial)
+
     def refresh(self, trial: Trial) -> None:
         """Read what the trial's cells say."""
         row = trial_row(trial, self.study.records(trial), len(trial.config.seeds))
         if row["status"] in ("running", "waiting"):
             row["status"] = "running" if trial.fingerprint in self.live else "waiting"
         self.rows[trial.fingerprint] = row
+
+    def rename_cells(self) -> None:
+        """Tell MLflow of ended cells whose trial has another name or number since the file was extended."""
+        for trial in self.study.trials:
+            for seed in trial.config.seeds:
+                folder = cell_folder(self.study.folder, trial, seed)
+                record = read_record(folder)
+                if record is not None and record.ended and record != record.renamed(trial):
+                    journal = Journal(folder)
+                    journal.write({"tags": {**place_tags(trial), "mlflow.runName": cell_name(trial, seed)}})
+                    record.renamed(trial).save(folder)
+                    self._courier.add(cell_name(trial, seed), folder, self._parent)
 
     def started(self, task: Task) -> None:
         """See `tuning.Events`."""
@@ -57,12 +80,16 @@ class Board:
     def ended(self, task: Task, cause: str) -> None:
         """See `tuning.Events`."""
         self.live.pop(task.trial.fingerprint, None)
-        if cause or not self.cancelled():
+        if not cause and self.study.sweep.search.scheduler is None:
+            cause = f"left no result in {task.folder}; is resources.storage shared by all hosts?"
+        if not self.cancelled():
             records = {record.seed: record for record in self.study.records(task.trial)}
             for seed in task.seeds:
                 record = records.get(seed) or Record.of(task.trial, seed)
                 if not record.ended:
                     self._end_for(task, record, cause)
+        else:
+            self._interrupted(task.trial)
         progress_file(task.folder, task.trial).unlink(missing_ok=True)
         self._changed(task.trial)
 
@@ -94,6 +121,13 @@ class Board:
         record.cause = cause
         run = open_journal(folder)
         close_cell(run, folder, task.trial, record, "failed" if cause else "stopped")
+
+    def _interrupted(self, trial: Trial) -> None:
+        """Say in MLflow that cells which have not ended do not run, until a later command resumes them."""
+        ended = {record.seed for record in self.study.records(trial) if record.ended}
+        for seed in trial.config.seeds:
+            if seed not in ended:
+                self._courier.end(cell_folder(self.study.folder, trial, seed), "KILLED")
 
     def _changed(self, trial: Trial) -> None:
         self.refresh(trial)

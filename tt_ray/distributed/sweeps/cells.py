@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ class Record:
     seed: int
     settings: dict[str, Any]
     """Value of each searched key."""
+    data: str = ""
+    """Fingerprint of the data set."""
     status: Status = "running"
     cause: str = ""
     """Why it failed, in one line."""
@@ -54,6 +56,8 @@ class Record:
     reused: dict[str, int] = field(default_factory=dict)
     """How many of each kind of stage were taken from the store; of evaluations, their episodes."""
     checkpoint: str = ""
+    trained: bool = False
+    """The cell's own process has trained the model."""
 
     @classmethod
     def of(cls, trial: Trial, seed: int) -> Record:
@@ -66,6 +70,11 @@ class Record:
             seed=seed,
             settings=dict(trial.settings),
         )
+
+    def renamed(self, trial: Trial) -> Record:
+        """The same cell under the name and number that its trial has now."""
+        settings = dict(trial.settings)
+        return replace(self, name=trial.name, index=trial.index, case=trial.case or "", settings=settings)
 
     @property
     def ended(self) -> bool:

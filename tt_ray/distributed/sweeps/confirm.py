@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tt_ray.distributed.line import Line, Progress
 from tt_ray.distributed.scoring import score_planner
 from tt_ray.distributed.sweeps.board import Board
 from tt_ray.distributed.sweeps.capacity import Capacity, share_out
-from tt_ray.distributed.sweeps.cells import Record
+from tt_ray.distributed.sweeps.cells import Record, read_record
 from tt_ray.distributed.sweeps.progress import TrialProgress
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import winners
@@ -23,6 +24,7 @@ from tt_ray.sweep_file import Trial
 
 logger = logging.getLogger(__name__)
 
+Cell = tuple[Trial, Record]
 FRESH = 1_000_000
 """How far the fresh seeds lie from evaluation.first_seed."""
 
@@ -37,35 +39,67 @@ def confirm_winners(study: Study, board: Board, progress: Progress) -> list[tupl
     cells = [(trial, record) for trial in trials for record in study.records(trial)]
     if not cells:
         return []
-    capacity = share_out(study.sweep.base.resources, cluster.offer(), len(cells))
+    capacity = without_reservation(share_out(study.sweep.base.resources, cluster.offer(), len(cells)))
     confirmed: dict[str, list[Record]] = {trial.fingerprint: [] for trial in trials}
+    to_play = []
+    for trial, record in cells:
+        kept = read_record(_folder(study, trial, record.seed))
+        fits = kept is not None and _request(study, trial, record) == (kept.data, kept.checkpoint)
+        if kept is not None and fits and len(kept.episodes) == _count(study, trial):
+            confirmed[trial.fingerprint].append(kept.renamed(trial))
+        else:
+            to_play.append((trial, record))
     with progress.stage("the winner on fresh seeds", len(cells)) as update:
-        running = {_start(study, trial, record, capacity): (trial, record) for trial, record in cells}
-        for done, reference in enumerate(_as_they_finish(list(running)), start=1):
-            trial, record = running[reference]
+        finished = _as_they_finish(to_play, lambda cell: _start(study, *cell, capacity), capacity.concurrent)
+        for (trial, record), reference in finished:
+            if board.cancelled():
+                return []
             try:
-                confirmed[trial.fingerprint].append(ray.get(reference))
+                fresh = ray.get(reference)
+                fresh.save(_folder(study, trial, record.seed))
+                confirmed[trial.fingerprint].append(fresh)
             except ray.exceptions.RayError as error:
                 cause = describe(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
                 board.refused(f"{trial.name}, seed {record.seed}: no score on fresh seeds: {cause}")
-            update(done, "")
+            update(sum(map(len, confirmed.values())), "")
+        update(len(cells), "")
     whole = [trial for trial in trials if len(confirmed[trial.fingerprint]) == len(study.records(trial))]
     return [(trial, sorted(confirmed[trial.fingerprint], key=lambda record: record.seed)) for trial in whole]
 
 
+def without_reservation(capacity: Capacity) -> Capacity:
+    """For a task, which Ray gives no placement group: while its actors play, its process needs no CPU."""
+    if not capacity.allocation.reserved:
+        return capacity
+    return replace(capacity, allocation=replace(capacity.allocation, reserved=False), bundle={})
+
+
+def _folder(study: Study, trial: Trial, seed: int) -> Path:
+    return study.folder / "confirmed" / f"{trial.fingerprint}-{seed}"
+
+
+def _request(study: Study, trial: Trial, record: Record) -> tuple[str, str]:
+    """What a kept record must have come from: the data, and the checkpoint that the cell has now."""
+    return study.fingerprint_of(trial.config) or "", record.checkpoint
+
+
+def _count(study: Study, trial: Trial) -> int:
+    return study.sweep.search.confirm_episodes or trial.config.evaluation.episodes
+
+
 def _start(study: Study, trial: Trial, record: Record, capacity: Capacity) -> ray.ObjectRef:
-    resources = {"num_cpus": capacity.bundle["CPU"], "num_gpus": capacity.bundle.get("GPU", 0)}
+    resources = {"num_cpus": capacity.bundle.get("CPU", 0), "num_gpus": capacity.bundle.get("GPU", 0)}
     task = ray.remote(play_fresh).options(**resources, scheduling_strategy="SPREAD")
     data = study.fingerprint_of(trial.config)
-    return task.remote(study.folder, trial, record, data, capacity, study.sweep.search.confirm_episodes)
+    return task.remote(study.folder, trial, record, data, capacity, _count(study, trial))
 
 
 def play_fresh(
     folder: Path, trial: Trial, record: Record, data: str, capacity: Capacity, episodes: int
 ) -> Record:
-    """The record of a cell as if it had been evaluated on fresh seeds; `episodes` 0: as many as before."""
+    """The record of a cell as if it had been evaluated on so many fresh seeds."""
     old = trial.config.evaluation
-    evaluation = replace(old, first_seed=old.first_seed + FRESH, episodes=episodes or old.episodes)
+    evaluation = replace(old, first_seed=old.first_seed + FRESH, episodes=episodes)
     config = replace(trial.config, seeds=(record.seed,), evaluation=evaluation)
     line = Line(config, TrialProgress(folder, trial, record.seed))
     line.allocation = capacity.allocation
@@ -75,8 +109,14 @@ def play_fresh(
     return replace(record, episodes=[result.to_json() for result in row.results])
 
 
-def _as_they_finish(references: Sequence[ray.ObjectRef]) -> Iterator[ray.ObjectRef]:
-    waiting = list(references)
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
-        yield from ready
+def _as_they_finish(
+    cells: Sequence[Cell], start: Callable[[Cell], ray.ObjectRef], at_once: int
+) -> Iterator[tuple[Cell, ray.ObjectRef]]:
+    """Each cell when its task is over, so many tasks at once: those that wait must leave room for actors."""
+    waiting, running = deque(cells), dict[ray.ObjectRef, Cell]()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            cell = waiting.popleft()
+            running[start(cell)] = cell
+        (reference, *_), _ = ray.wait(list(running))
+        yield running.pop(reference), reference

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tt_ray.distributed.sweeps.cells import Record, episode_frame
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, storable, winners
 from tt_ray.evaluation.sweep_figures import curves_figure, frontier_figure, parallel_figure, parameter_figure
+from tt_ray.files import whole_file
 from tt_ray.search import safe_name
 from tt_ray.sweep_file import Trial, dump_trial
 from tt_ray.tracking import Run, read
@@ -23,12 +23,10 @@ LATENCY = "speed/latency_p50_ms"
 def write_tables(study: Study, frame: pd.DataFrame) -> list[Path]:
     """`trials.parquet` and `results.md`, each whole or not at all."""
     parquet, markdown = study.folder / "trials.parquet", study.folder / "results.md"
-    temporary = study.folder / ".trials.parquet"
-    storable(frame).to_parquet(temporary)
-    os.replace(temporary, parquet)
-    temporary = study.folder / ".results.md"
-    temporary.write_text(markdown_table(study, frame))
-    os.replace(temporary, markdown)
+    with whole_file(parquet) as path:
+        storable(frame).to_parquet(path)
+    with whole_file(markdown) as path:
+        path.write_text(markdown_table(study, frame))
     return [parquet, markdown]
 
 
@@ -42,7 +40,8 @@ def report(
     if played := [record for record in records if record.episodes]:
         episodes = study.folder / "episodes.parquet"
         parts = [episode_frame(played), *([episode_frame(fresh, fresh=True)] if fresh else [])]
-        pd.concat(parts, ignore_index=True).to_parquet(episodes)
+        with whole_file(episodes) as path:
+            pd.concat(parts, ignore_index=True).to_parquet(path)
         files.append(episodes)
     files += _best_files(study, frame)
     for path in files:
@@ -104,12 +103,15 @@ def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> list[str]:
 def _best_files(study: Study, frame: pd.DataFrame) -> list[Path]:
     """`best.yaml`, or one for each case: the winner's configuration, ready to run."""
     by_fingerprint = {trial.fingerprint: trial for trial in study.trials}
-    files = []
+    files = list[Path]()
     for _, row in winners(frame, study.sweep.search).iterrows():
         name = f"best-{safe_name(row['case'])}.yaml" if row["case"] else "best.yaml"
         path = study.folder / name
-        path.write_text(dump_trial(by_fingerprint[row["fingerprint"]]))
+        with whole_file(path) as temporary:
+            temporary.write_text(dump_trial(by_fingerprint[row["fingerprint"]]))
         files.append(path)
+    for stale in set(study.folder.glob("best*.yaml")) - set(files):
+        stale.unlink()  # of a case that the file has no more
     return files
 
 

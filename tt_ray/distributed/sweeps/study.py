@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,19 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from tt_ray.config import ExperimentConfig, model_fingerprint, tokens_fingerprint
+from tt_ray.config import ExperimentConfig
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.data.episodes import Episodes
 from tt_ray.distributed.scoring import evaluation_key, missing
-from tt_ray.distributed.stages import StageStore
+from tt_ray.distributed.stages import Stage, StageStore
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
 from tt_ray.distributed.train import steps_done
 from tt_ray.errors import UserError
 from tt_ray.evaluation.scores import normalized_score
+from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
 from tt_ray.model.checkpoint import best_checkpoint
-from tt_ray.search import Values, safe_name
+from tt_ray.search import Space, Values, safe_name
 from tt_ray.sweep_file import Sweep, Trial
 
+DRAWS = 1_000
+"""Settings that are tried before Optuna's space counts as one in which nothing goes together."""
+TOKEN_KEYS = (
+    *("discretizer.strategy", "discretizer.num_bins"),
+    *("dataset.discount", "dataset.terminal_penalty"),
+)
+"""Settings that tokens depend on, besides the data."""
 DATA_KEYS = ("dataset.id", "dataset.observation_dims")
 """Settings that decide which data is read."""
 
@@ -36,6 +46,7 @@ class DataFacts:
 
     name: str
     episodes: int
+    transitions: int
     mean: float
     best_tenth: float
     scores: tuple[float, float] | None
@@ -48,7 +59,12 @@ class DataFacts:
         mean, best = float(returns.mean()), float(returns[-max(1, len(returns) // 10) :].mean())
         scores = normalized_score([mean, best], spec.ref_min_score, spec.ref_max_score)
         pair = None if scores is None else (float(scores[0]), float(scores[1]))
-        return cls(spec.dataset_id, len(returns), mean, best, pair)
+        return cls(spec.dataset_id, len(returns), int(episodes.offsets[-1]), mean, best, pair)
+
+    @property
+    def profile(self) -> dict[str, int]:
+        """How much is in it, as MLflow shows it."""
+        return {"episodes": self.episodes, "transitions": self.transitions}
 
     def __str__(self) -> str:
         mean, best = ("", "") if self.scores is None else (f" (score {score:.3g})" for score in self.scores)
@@ -67,8 +83,8 @@ class Forecast:
     """Training steps done of models that were begun."""
     episodes: int | None = None
     """Episodes played, of all training seeds."""
-    saved: float = 0.0
-    """Seconds that those took."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What each of those stages took, by its key: trials share them."""
 
 
 @dataclass
@@ -119,15 +135,47 @@ class Study:
             key = f"search.parameters.{searched[0]}"
             advice = "optuna cannot choose the data; make a case for each data set"
             raise UserError(f"{self.sweep.places.of(key)}: {key}: {advice}")
-        spaces = self.sweep.search.parameters.items()
-        first = {key: space.values[0] if isinstance(space, Values) else space.min for key, space in spaces}
-        return [self.sweep.trial(first, case) for case in self.sweep.case_names]
+        return [self._any_trial(case) for case in self.sweep.case_names]
 
-    def records(self, trial: Trial) -> list[Record]:
-        """Records of the trial's cells that have been begun, under its present name and number."""
-        folders = [cell_folder(self.folder, trial, seed) for seed in trial.config.seeds]
-        records = [record for folder in folders if (record := read_record(folder)) is not None]
-        return [replace(record, name=trial.name, index=trial.index) for record in records]
+    def _any_trial(self, case: str | None) -> Trial:
+        """A trial of Optuna's space in which everything goes together."""
+        draws, spaces = random.Random(0), self.sweep.search.parameters.items()
+        for attempt in range(DRAWS):
+            settings = {key: space.at(draws.random()) for key, space in spaces}
+            try:
+                return self.sweep.trial(settings, case)
+            except UserError:
+                if attempt == DRAWS - 1:
+                    raise
+        raise AssertionError("there is at least one draw")
+
+    def token_configs(self, trials: Sequence[Trial]) -> list[ExperimentConfig]:
+        """Configurations that between them have all tokens of `trials`, and of what Optuna may make of them.
+
+        Of a range, which has too many, only what the trials have.
+        """
+        configs = [trial.config for trial in trials]
+        if not self.by_optuna:
+            return configs
+        spaces = self.sweep.search.parameters
+        keys = [key for key in TOKEN_KEYS if isinstance(spaces.get(key), Values)]
+        choices = [space.values for key in keys if isinstance(space := spaces[key], Values)]
+        changes = [dict(zip(keys, values, strict=True)) for values in itertools.product(*choices)]
+        return [with_settings(config, change) for config in configs for change in changes]
+
+    def records(self, trial: Trial, *, begun: bool = True) -> list[Record]:
+        """Records of the trial's cells that have been begun, under its present name and number.
+
+        With `begun` false, those of all its cells. What was computed from other data does not count.
+        """
+        data, records = self.fingerprint_of(trial.config), []
+        for seed in trial.config.seeds:
+            record = read_record(cell_folder(self.folder, trial, seed))
+            if record is not None and data is not None and record.data not in ("", data):
+                record = None
+            if record is not None or not begun:
+                records.append((record or Record.of(trial, seed)).renamed(trial))
+        return records
 
     def to_do(self, trial: Trial, *, only_failed: bool = False) -> list[int]:
         """Training seeds that are not finished: without those that failed, or only those.
@@ -170,7 +218,8 @@ class Study:
         if data is None:
             return Forecast()
         tokens = self.store.find("tokens", tokens_fingerprint(config, data))
-        models, steps, episodes, saved = 0, 0, 0, tokens.seconds if tokens is not None else 0.0
+        seconds = {tokens.key: tokens.seconds} if tokens is not None else {}
+        models, steps, episodes = 0, 0, 0
         for seed in config.seeds:
             key = self.model_key(config, seed)
             assert key is not None
@@ -178,21 +227,22 @@ class Study:
             if model is None:
                 steps += steps_done(self.store.path("models", key))
                 continue
-            models += 1
-            played, seconds = self._played(trial, model.path)
-            episodes, saved = episodes + played, saved + model.seconds + seconds
-        return Forecast(tokens=tokens is not None, models=models, steps=steps, episodes=episodes, saved=saved)
+            models, seconds[key] = models + 1, model.seconds
+            played, evaluation = self._played(trial, model.path)
+            episodes += played
+            if evaluation is not None and played:
+                seconds[evaluation.key] = evaluation.seconds
+        return Forecast(tokens is not None, models, steps, episodes, seconds)
 
-    def _played(self, trial: Trial, model: Path) -> tuple[int, float]:
-        """Episodes of the trial that a model has played, and how long all of that evaluation took."""
-        evaluation, checkpoint = trial.config.evaluation, best_checkpoint(model)
+    def _played(self, trial: Trial, model: Path) -> tuple[int, Stage | None]:
+        """Episodes of the trial that a model has played, and the stage that holds them."""
+        config, checkpoint = trial.config, best_checkpoint(model)
         if checkpoint is None:
-            return 0, 0.0
-        key = evaluation_key(trial.config.planner, evaluation.max_steps, checkpoint)
-        stage = self.store.find("evaluations", key)
-        wanted = range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes)
-        played = evaluation.episodes - len(missing(self.store.path("evaluations", key), wanted))
-        return played, stage.seconds if stage is not None and played else 0.0
+            return 0, None
+        key, first = evaluation_key(config, config.planner, checkpoint), config.evaluation.first_seed
+        wanted = range(first, first + config.evaluation.episodes)
+        absent = missing(self.store.path("evaluations", key), wanted)
+        return len(wanted) - len(absent), self.store.find("evaluations", key)
 
     def in_order(self, trials: Sequence[Trial]) -> list[Trial]:
         """Trials in the order to run them: the first ones train different models, so that none waits."""
@@ -209,9 +259,9 @@ class Study:
         """Optuna's trials so far, by their records."""
         found: dict[str, Trial] = {}
         for record in self._all_records():
-            case = record.case or None
-            fits = record.settings.keys() == self.sweep.search.parameters.keys()
-            if not fits or case not in self.sweep.case_names or record.trial in found:
+            case, spaces = record.case or None, self.sweep.search.parameters
+            known = record.settings.keys() == spaces.keys() and case in self.sweep.case_names
+            if record.trial in found or not known or not _within(spaces, record.settings):
                 continue
             trial = self.sweep.trial(record.settings, case, record.index)
             if trial.fingerprint == record.trial:
@@ -225,16 +275,39 @@ class Study:
                 yield record
 
 
+def _within(spaces: Mapping[str, Space], settings: Mapping[str, Any]) -> bool:
+    """Whether the space still has these settings, which an earlier version of the file had."""
+    return all(
+        value in space.values if isinstance(space, Values) else space.min <= value <= space.max
+        for key, value in settings.items()
+        for space in (spaces[key],)
+    )
+
+
+def with_settings(config: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:
+    """`config` with some `section.key` replaced, which are known to be valid."""
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    return config
+
+
 def data_key(config: ExperimentConfig) -> DataKey:
     """What data an experiment reads."""
     return resolve_id(config.dataset.id), config.dataset.observation_dims
 
 
 def by_data(trials: Sequence[Trial]) -> Mapping[DataKey, list[Trial]]:
-    """Trials by the data that they read."""
+    """Trials by the data that they read; `UserError` where two would collect the same set differently."""
     groups: dict[DataKey, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(data_key(trial.config), []).append(trial)
+        group = groups.setdefault(data_key(trial.config), [])
+        if group and group[0].config.collect != trial.config.collect:
+            raise UserError(
+                f"collect: trials {group[0].name!r} and {trial.name!r} make {trial.config.dataset.id} in "
+                "different ways; give each its own dataset.id"
+            )
+        group.append(trial)
     return groups
 
 

@@ -99,6 +99,18 @@ def ranking(frame: pd.DataFrame, search: SearchConfig, *, by_case: bool = True) 
     return ranked
 
 
+def with_confirmed(frame: pd.DataFrame, confirmed: Sequence[tuple[Trial, list[Record]]]) -> pd.DataFrame:
+    """The table with the winners' scores on fresh seeds: normalised, or returns where there are none."""
+    frame = frame.copy()
+    for trial, records in confirmed:
+        figures = trial_metrics(records, trial.config)
+        stem = "score" if "score/mean" in figures else "return"
+        row = frame.index[frame["fingerprint"] == trial.fingerprint]
+        for name in CONFIRMED:
+            frame.loc[row, name] = figures[name.replace("confirmed", stem)]
+    return frame
+
+
 def interval_names(metric: str) -> tuple[str, str] | None:
     """Names of the ends of a metric's interval, where it has one."""
     stem, _, name = metric.rpartition("/")

@@ -6,7 +6,10 @@ may end it there.
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +17,16 @@ from typing import Any
 
 from tt_ray.config import to_dict
 from tt_ray.distributed.cluster import Allocation
+from tt_ray.distributed.following import replay
 from tt_ray.distributed.line import Line
 from tt_ray.distributed.scoring import episode_seeds, make_row, score_planner
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, episode_frame, read_record, reuse_text
 from tt_ray.distributed.sweeps.progress import TrialProgress
 from tt_ray.distributed.sweeps.table import trial_metrics
+from tt_ray.distributed.usage import usage_metrics
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.files import whole_file
 from tt_ray.model.checkpoint import checkpoint_metrics
 from tt_ray.sweep_file import Trial, dump_trial
 from tt_ray.tracking import Run, open_journal, provenance_tags, read
@@ -30,6 +36,7 @@ logger = logging.getLogger(__name__)
 Report = Callable[[float, float], None]
 """`report(count, metric)`: at a rung of so many episodes or training steps."""
 POLICY = "planner"
+SPEED = "speed/tokens_per_second"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class Task:
     """The sweep's folder."""
     data: str
     """Fingerprint of the data set."""
+    profile: Mapping[str, int]
+    """How much is in the data set."""
     allocation: Allocation
     rungs: tuple[int, ...]
     """Episodes at which the scheduler is asked; the last is all of them."""
@@ -66,16 +75,23 @@ class Cell:
         self.line = Line(config, TrialProgress(task.folder, task.trial, seed))
         self.line.allocation = task.allocation
         self.record = Record.of(task.trial, seed)
+        interrupted = read_record(self.folder)
+        fits = interrupted is not None and interrupted.data == task.data
+        self._before = interrupted if interrupted is not None and fits else Record.of(task.trial, seed)
         self.run: Run
         self._checkpoint: Path | None = None
         self._played: list[EpisodeResult] = []
 
     def begin(self) -> None:
         """Say that the cell is being computed."""
+        before, self.record.data = self._before, self.task.data
+        self.record.trained, self.record.seconds = before.trained, dict(before.seconds)
         self.record.save(self.folder)
         self.run = open_journal(
             self.folder, cell_params(self.task.trial, self.seed), cell_tags(self.task, self.seed)
         )
+        dataset = self.line.config.dataset.id
+        self.run.log_dataset(dataset, dataset, self.task.data, self.task.profile)
 
     def train(self, on_validation: Callable[[int, float], None] | None) -> None:
         """The model; `on_validation(step, metric)` is told of every validation, also of an older model's."""
@@ -86,17 +102,29 @@ class Cell:
                 told.add(step)
                 on_validation(step, metrics[metric])
 
+        def tell(journal: Path) -> None:
+            for record, _ in read(journal):
+                on_point(record.get("metrics", {}), record.get("step", 0))
+
         line.locate(self.task.data)
         line.make_tokens()
+        journal = line.models[self.seed] / "journal.jsonl"
+        replay(journal, self.run)  # as far as an earlier attempt has come: the scheduler decides in order
+        tell(journal)
         self._checkpoint = line.train(self.seed, self.run, on_point)
-        for record, _ in read(line.models[self.seed] / "journal.jsonl"):
-            on_point(record.get("metrics", {}), record.get("step", 0))
+        tell(journal)
         self.record.checkpoint = str(self._checkpoint)
+        self.record.trained = self.record.trained or not line.usage.counts["models"]
+        if self.record.trained:
+            self.run.artifact(self._checkpoint, "checkpoint")
         self.record.metrics |= {
             name: value
             for name, value in checkpoint_metrics(self._checkpoint).items()
             if name.startswith("val/")
         }
+        self.record.metrics |= training_speed(journal)
+        self._account()
+        self.record.save(self.folder)  # now: who resumes this cell finds the model in the store
 
     def evaluate(self, episodes: int) -> None:
         """The first so many episodes, those before included."""
@@ -106,17 +134,19 @@ class Cell:
         new = score_planner(line, self._checkpoint, line.config.planner, POLICY, self.seed, seeds)
         self._played += new.results
         row = make_row(line, POLICY, self.seed, self._played)
-        record.metrics |= row.summary.metrics() | row.speed()
+        figures = row.summary.metrics() | row.speed()
+        record.metrics |= figures
         record.episodes = [result.to_json() for result in row.results]
-        record.seconds, record.saved = dict(line.usage.seconds), line.usage.saved
-        record.reused = dict(line.usage.counts)
-        self.run.log(record.metrics | line.usage.metrics(), episodes)
+        self._account()
+        self.run.log(figures | usage_metrics(record.seconds, record.saved), episodes)
         record.save(self.folder)
 
     def report(self, rung: list[float]) -> None:
         """Keep what the scheduler is told, which is all there is to show if it ends the trial here."""
         self.record.reports.append(rung)
-        self.record.metrics.setdefault(self.task.metric, rung[1])
+        if self.task.reports_training:
+            self.record.metrics[self.task.metric] = rung[1]
+        self._account()
         self.record.save(self.folder)
 
     def finish(self) -> None:
@@ -126,8 +156,18 @@ class Cell:
     def fail(self, error: BaseException) -> None:
         """End the cell with the cause of its failure."""
         logger.error("%s, seed %s", self.task.trial.name, self.seed, exc_info=error)
+        self._account()
         self.record.cause = describe(error)
         close_cell(self.run, self.folder, self.task.trial, self.record, "failed")
+
+    def _account(self) -> None:
+        """What the cell has cost up to now, earlier attempts included; its own work was not saved."""
+        usage, record, before = self.line.usage, self.record, self._before
+        record.seconds = dict(Counter(before.seconds) + Counter(usage.so_far()))
+        mine = (("models", before.trained), ("evaluations", bool(before.checkpoint)))
+        own = {kind for kind, whose in mine if whose}
+        record.reused = {kind: count for kind, count in usage.counts.items() if kind not in own}
+        record.saved = sum(seconds for kind, seconds in usage.saved_by.items() if kind not in own)
 
 
 def run_trial(task: Task, report: Report) -> None:
@@ -164,23 +204,29 @@ def run_trial(task: Task, report: Report) -> None:
 
 
 def rung_value(task: Task, records: Sequence[Record], episodes: int) -> float:
-    """The sweep's metric over the first so many episodes of each seed."""
+    """The sweep's metric over the first so many episodes of each seed; NaN where it has none."""
     first = [replace(record, episodes=record.episodes[:episodes]) for record in records]
-    return trial_metrics(first, task.trial.config)[task.metric]
+    return trial_metrics(first, task.trial.config).get(task.metric, math.nan)
+
+
+def training_speed(journal: Path) -> dict[str, float]:
+    """Mean training speed in a model's journal, under its MLflow name; empty where none was measured."""
+    points = [record["metrics"].get(SPEED) for record, _ in read(journal) if "metrics" in record]
+    measured = [point for point in points if point is not None]
+    return {SPEED: sum(measured) / len(measured)} if measured else {}
 
 
 def close_cell(run: Run, folder: Path, trial: Trial, record: Record, status: Any) -> None:
     """Write down how a cell has ended: its record last, since that is what makes it over."""
     record.status = status
-    (folder / "config.yaml").write_text(
-        dump_trial(replace(trial, config=replace(trial.config, seeds=(record.seed,))))
-    )
+    alone = replace(trial, config=replace(trial.config, seeds=(record.seed,)))
+    with whole_file(folder / "config.yaml") as path:
+        path.write_text(dump_trial(alone))
     run.artifact(folder / "config.yaml")
     if record.episodes:
-        episode_frame([record]).to_parquet(folder / "episodes.parquet")
+        with whole_file(folder / "episodes.parquet") as path:
+            episode_frame([record]).to_parquet(path)
         run.artifact(folder / "episodes.parquet")
-    if record.checkpoint and not record.reused.get("models"):
-        run.artifact(record.checkpoint, "checkpoint")
     tags = {"trial.status": status, "reused": reuse_text(record.reused), "error": record.cause}
     run.set_tags(tags)
     run.finish("FAILED" if status == "failed" else "FINISHED")
@@ -203,15 +249,25 @@ def cell_params(trial: Trial, seed: int) -> dict[str, Any]:
 def cell_tags(task: Task, seed: int) -> dict[str, str]:
     """Where a cell belongs."""
     trial = task.trial
-    return provenance_tags(seed) | {
+    return _origin() | {
+        "seed": str(seed),
         "kind": "trial",
         "sweep": task.sweep,
         "trial": trial.fingerprint,
-        "trial.name": trial.name,
-        "trial.index": str(trial.index),
-        "trial.case": trial.case or "",
+        **place_tags(trial),
         "trial.status": "running",
     }
+
+
+def place_tags(trial: Trial) -> dict[str, str]:
+    """Where a trial stands in its sweep, which changes as the file is extended."""
+    return {"trial.name": trial.name, "trial.index": str(trial.index), "trial.case": trial.case or ""}
+
+
+@functools.cache
+def _origin() -> dict[str, str]:
+    """What this process runs; asked once, since that takes as long as a small trial."""
+    return provenance_tags()
 
 
 def describe(error: BaseException) -> str:

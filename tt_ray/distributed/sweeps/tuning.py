@@ -10,22 +10,23 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from tt_ray.distributed.sweeps.capacity import Capacity
+from tt_ray.distributed.sweeps.halving import COUNT, VALUE, Past, scheduler
+from tt_ray.distributed.sweeps.proposals import INDEX, decoded, optuna_search
 from tt_ray.distributed.sweeps.trial import Task, run_trial
 from tt_ray.errors import UserError
-from tt_ray.search import Range, SearchConfig, Space
+from tt_ray.search import SearchConfig
 
 TaskOf = Callable[[Mapping[str, Any]], Task]
 """The task of a trial's configuration, as Tune has it."""
-_COUNT, _VALUE = "count", "value"  # what a trial reports
-_INDEX = "index"  # a trial's number, beside the parameters that Optuna chooses
+
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -58,16 +59,6 @@ class Events(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Past:
-    """A trial of an earlier command: what the scheduler and the search have learnt from it."""
-
-    settings: Mapping[str, Any]
-    reports: Sequence[Sequence[float]]
-    value: float | None
-    """The metric in the end; None if it was stopped or has failed."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """How the trials of a sweep are run."""
@@ -90,12 +81,21 @@ class Tuning:
         self, case: str | None, budget: int, first: int, past: Sequence[Past], events: Events
     ) -> None:
         """Run `budget` more points of Optuna's choice in a case; their numbers begin at `first`."""
-        searcher = optuna_search(self.search, past, first)
+
+        def usable(settings: Mapping[str, Any]) -> bool:
+            try:
+                self.make_task(settings, case, first)
+            except UserError as error:
+                events.refused(str(error))
+                return False
+            return True
 
         def point(config: Mapping[str, Any]) -> dict[str, Any]:
-            return {"settings": _decoded(self.search, config), "case": case, "index": config[_INDEX]}
+            return {"settings": decoded(self.search, config), "case": case, "index": config[INDEX]}
 
-        self._fit({}, searcher, budget, past, events, point)
+        alone = [replace(trial, case=None) for trial in past]
+        searcher = optuna_search(self.search, alone, first, usable)
+        self._fit({}, searcher, budget, alone, events, point)
 
     def _fit(
         self,
@@ -114,15 +114,14 @@ class Tuning:
             return make_task(where["settings"], where["case"], where["index"])
 
         def trainable(config: dict[str, Any]) -> None:
-            try:
-                task = task_of(config)
-            except UserError:
-                return  # the driver sees it too, and says so
-            run_trial(task, lambda count, value: tune.report({_COUNT: count, _VALUE: value}))
+            # A trial that is stopped has to give back what it holds before its process takes the next one.
+            os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
+            run_trial(task_of(config), lambda count, value: tune.report({COUNT: count, VALUE: value}))
 
+        bundles = [self.capacity.bundle, *self.capacity.actor_bundles]
         shutil.rmtree(self.folder, ignore_errors=True)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, self.capacity.bundle),
+            tune.with_resources(trainable, tune.PlacementGroupFactory(bundles)),
             param_space=space,
             tune_config=tune.TuneConfig(
                 num_samples=samples,
@@ -134,7 +133,7 @@ class Tuning:
             run_config=tune.RunConfig(
                 name=self.folder.name,
                 storage_path=str(self.folder.parent),
-                callbacks=[_Told(events, task_of)],
+                callbacks=[_Told(events, task_of), _Mute()],
                 failure_config=tune.FailureConfig(max_failures=self.max_failures),
                 stop=_Cancel(events, task_of),
                 verbose=0,
@@ -144,101 +143,6 @@ class Tuning:
             tuner.fit()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def scheduler(search: SearchConfig, last_rung: int, past: Sequence[Past]) -> Any:
-    """Successive halving where the search asks for it, which has seen what earlier trials reported."""
-    if search.scheduler is None:
-        return None
-    from ray.tune.schedulers import ASHAScheduler
-
-    halving = ASHAScheduler(
-        time_attr=_COUNT,
-        metric=_VALUE,
-        mode=_mode(search),
-        max_t=last_rung,
-        grace_period=search.scheduler.grace,
-        reduction_factor=search.scheduler.reduction,
-        stop_last_trials=False,  # at the last rung there is nothing left to save
-    )
-    for number, trial in enumerate(past):
-        stand_in = SimpleNamespace(trial_id=f"past-{number}")
-        halving.on_trial_add(None, stand_in)
-        for count, value in trial.reports:
-            halving.on_trial_result(None, stand_in, {_COUNT: count, _VALUE: value})
-    return halving
-
-
-def optuna_search(search: SearchConfig, past: Sequence[Past], first: int = 0) -> Any:
-    """Optuna's sampler over the search's parameters, which knows how earlier trials ended.
-
-    What it suggests is numbered from `first` on.
-    """
-    optuna = import_optuna()
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {key: _distribution(optuna, space) for key, space in search.parameters.items()}
-    known = [trial for trial in past if trial.value is not None]
-    options: dict[str, Any] = {}
-    if known:
-        options["points_to_evaluate"] = [_encoded(search, trial.settings) for trial in known]
-        options["evaluated_rewards"] = [trial.value for trial in known]
-    seed = search.seed + len(past)  # going on with the same seed would propose what it began with again
-
-    class Numbered(OptunaSearch):
-        def suggest(self, trial_id: str) -> Any:
-            suggested = super().suggest(trial_id)
-            if isinstance(suggested, dict):
-                suggested = {**suggested, _INDEX: first + len(self._ot_trials) - 1}
-            return suggested
-
-    return Numbered(space=space, metric=_VALUE, mode=_mode(search), seed=seed, **options)
-
-
-def import_optuna() -> Any:
-    """The optional package; `UserError` where it is missing."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            "search.method: optuna is not installed; `pip install 'tt-ray[optuna]'`, or use method: random"
-        ) from None
-    return optuna
-
-
-def _distribution(optuna: Any, space: Space) -> Any:
-    distributions = optuna.distributions
-    if not isinstance(space, Range):
-        return distributions.CategoricalDistribution([_choice(value) for value in space.values])
-    if space.whole:
-        return distributions.IntDistribution(int(space.min), int(space.max), log=space.log)
-    return distributions.FloatDistribution(space.min, space.max, log=space.log)
-
-
-def _choice(value: Any) -> Any:
-    """A choice as Optuna can hold it: lists and the like are none."""
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _encoded(search: SearchConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    spaces = search.parameters
-    return {k: v if isinstance(spaces[k], Range) else _choice(v) for k, v in settings.items()}
-
-
-def _decoded(search: SearchConfig, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Optuna's choices as the values that the search names."""
-    settings = {}
-    for key, space in search.parameters.items():
-        value = config[key]
-        if not isinstance(space, Range):
-            value = next(choice for choice in space.values if _choice(choice) == value)
-        settings[key] = value
-    return settings
-
-
-def _mode(search: SearchConfig) -> str:
-    return "max" if search.metric.goal == "maximize" else "min"
 
 
 def _prepare() -> None:
@@ -273,10 +177,14 @@ class _Told(_Here, tune.Callback):
         self._tell(trial, lambda task: self._events.ended(task, _cause(trial)))
 
     def _tell(self, trial: Any, how: Callable[[Task], None]) -> None:
-        try:
-            how(self._task_of(trial.config))
-        except UserError as error:
-            self._events.refused(str(error))
+        how(self._task_of(trial.config))
+
+
+class _Mute(TrialProgressCallback):
+    """In place of Tune's own, which prints a line for each trial that has reported nothing."""
+
+    def _print(self, msg: str) -> None:
+        pass
 
 
 class _Cancel(_Here, tune.Stopper):

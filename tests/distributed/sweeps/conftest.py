@@ -1,0 +1,43 @@
+"""Fixtures of the sweeps' tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from study_tools import LOG, count_trainings, make_sweep
+
+from tt_ray.distributed import line
+from tt_ray.distributed.sweeps.checks import Flags, check_sweep
+from tt_ray.distributed.sweeps.study import Study
+
+
+@pytest.fixture(scope="session")
+def minari_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Minari folder with the tiny data set."""
+    folder = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        tiny.write_data()
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def data(minari_folder: Path) -> Iterator[None]:
+    """The data set is where Minari looks, for as long as a file's tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(minari_folder))
+        yield
+
+
+@pytest.fixture
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of this process are written down, for `trainings`."""
+    monkeypatch.setattr(line, "train_model", line.train_model)  # which puts it back
+    count_trainings(tmp_path / LOG)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """A checked study of three horizons, of which nothing has been done."""
+    return check_sweep(make_sweep(tmp_path), Flags())
