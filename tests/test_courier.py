@@ -132,7 +132,7 @@ def test_killed_writer_is_ended_by_the_driver_and_may_come_back(
     assert process.wait(30) == -signal.SIGKILL
     with open(folder / "journal.jsonl", "ab") as file:
         file.write(b'{"time":1,"step":2,"met')  # killed while it wrote
-    sender.fail(folder, "its worker was killed")
+    sender.end(folder, "FAILED", {"error": "its worker was killed"})
     wait_until(lambda: sender.under_way == 0)
     written = journal_points(folder)
     run = client.get_run(identifier(folder))

@@ -80,14 +80,6 @@ def test_processes_share_one_journal(tmp_path: Path) -> None:
     assert points == [(name, step) for name in "ab" for step in range(200)]
 
 
-def test_copied_curves_keep_their_times(tmp_path: Path) -> None:
-    source = Journal(tmp_path / "stage")
-    for step in range(3):
-        source.append({"loss": step}, step, timestamp=1000 + step)
-    Journal(tmp_path / "trial").copy_metrics(source.path)
-    assert journal_points(tmp_path / "trial") == journal_points(tmp_path / "stage")
-
-
 @pytest.mark.parametrize("name", ["", "a?b", "../up", "/root", "a//b", "x" * 251])
 def test_names_that_mlflow_refuses_are_refused_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is no name for a metric"):

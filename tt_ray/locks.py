@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tt_ray.errors import UserError
+
+ATTEMPTS = 3
 
 
 @contextmanager
@@ -22,11 +26,21 @@ def exclusive(folder: Path, refusal: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder}: {refusal}") from error
+        if not _locked(lock):
+            raise UserError(f"{folder}: {refusal}")
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock the file, more than once: somebody may only be looking whether it is (`is_held`)."""
+    for attempt in range(ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.05 * (attempt < ATTEMPTS - 1))
+        else:
+            return True
+    return False
 
 
 def is_held(folder: Path) -> bool:

@@ -154,7 +154,7 @@ def _checked_line(config: ExperimentConfig, resume: bool) -> Line:
 @contextmanager
 def _session(line: Line, resume: bool) -> Iterator[MlflowTracker]:
     """MLflow checked, and Ray up for the line's stages, for the duration of a block."""
-    with session(line.config, send=resume) as (tracker, line.allocation):
+    with session(line.config, line.storage if resume else None) as (tracker, line.allocation):
         yield tracker
 
 

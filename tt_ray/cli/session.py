@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def session(config: ExperimentConfig, send: bool) -> Iterator[tuple[MlflowTracker, Allocation]]:
-    """MLflow and Ray for the duration of a block; with `send`, earlier runs send what they could not."""
+def session(config: ExperimentConfig, leftovers: Path | None) -> Iterator[tuple[MlflowTracker, Allocation]]:
+    """MLflow and Ray for the duration of a block; first, runs below `leftovers` send what they could not."""
     from tt_ray.distributed import cluster
     from tt_ray.distributed.scoring import writable
     from tt_ray.tracking import MlflowTracker, send_leftovers
 
     uri = connect(config.tracking.uri)
-    storage = writable(Path(config.resources.storage))
-    if send and (sent := send_leftovers(storage, uri)):
+    writable(Path(config.resources.storage))
+    if leftovers is not None and (sent := send_leftovers(leftovers, uri)):
         console.print(f"sent what {sent} earlier runs had not been able to send to MLflow")
     status = console.status("starting Ray")
     status.start()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,11 @@ from tt_ray.cli.sweep_view import LiveBoard, forecast_table, sweep_table
 from tt_ray.cli.view import Bars, console, duration
 from tt_ray.config import ResourcesConfig
 from tt_ray.errors import UserError
-from tt_ray.sweep_file import load_sweep
+from tt_ray.sweep_file import Sweep, load_sweep
+
+if TYPE_CHECKING:
+    from tt_ray.distributed.sweeps.driver import SweepOutcome
+    from tt_ray.distributed.sweeps.study import Study
 
 CANCEL_WAIT = 120.0  # seconds that `cancel` waits for the sweep to end
 DETACH_WAIT = 120.0  # seconds that `--detach` waits for it to begin
@@ -55,11 +59,18 @@ def sweep(
         console.print(forecast_table(study))
         return
     if detach:
-        _detach(study.folder, loaded.base.name)
+        _detach(study)
         return
-    with session(loaded.base, send=True) as (tracker, _):
+    with session(loaded.base, study.folder) as (tracker, _):
         outcome = run_sweep(study, tracker, flags, Bars(), LiveBoard)
-    console.print(sweep_table(outcome.frame, loaded.search, loaded.base.evaluation.confidence))
+    _show(outcome, loaded, time.perf_counter() - started)
+    if (outcome.frame["status"] == "failed").any():
+        raise typer.Exit(1)
+
+
+def _show(outcome: SweepOutcome, sweep: Sweep, seconds: float) -> None:
+    """The table, what to compare it with, and where to look next."""
+    console.print(sweep_table(outcome.frame, sweep.search, sweep.base.evaluation.confidence))
     for line in outcome.data:
         console.print(f"data set {line}", highlight=False, markup=False, soft_wrap=True)
     for problem in outcome.problems:
@@ -68,12 +79,10 @@ def sweep(
         console.print("cancelled; the same command with --resume goes on from here", highlight=False)
     console.print()
     saved = float(outcome.frame["saved"].sum())
-    took = f"{duration(time.perf_counter() - started)}; reused stages saved {duration(saved)} of computing"
-    best = [("ready to run", ", ".join(sorted(map(str, outcome.folder.glob("best*.yaml")))))]
-    show_places([("took", took), *best, ("tables and figures", str(outcome.folder))])
-    failed = int((outcome.frame["status"] == "failed").sum())
-    if failed:
-        raise typer.Exit(1)
+    places = [("took", f"{duration(seconds)}; reused stages saved {duration(saved)} of computing")]
+    if best := sorted(map(str, outcome.folder.glob("best*.yaml"))):
+        places.append(("ready to run", ", ".join(best)))
+    show_places([*places, ("tables and figures", str(outcome.folder))])
 
 
 def cancel(
@@ -104,12 +113,9 @@ def cancel(
     console.print(f"sweep {name!r} has ended; `tt-ray sweep FILE --resume` goes on with it", highlight=False)
 
 
-def _detach(folder: Path, name: str) -> None:
+def _detach(study: Study) -> None:
     """Start this very command once more, in a session of its own, and leave it alone once it is under way."""
-    from tt_ray.locks import is_held
-
-    if is_held(folder):
-        raise UserError(f"sweep {name!r} is running already")
+    folder, name = study.folder, study.sweep.base.name
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
@@ -129,7 +135,8 @@ def _detach(folder: Path, name: str) -> None:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         raise UserError(f"sweep {name!r} has not started: {''.join(last).removeprefix('tt-ray: error: ')}")
     console.print(f"sweep {name!r} runs as process {process.pid}; what it says goes to {log}", soft_wrap=True)
-    console.print(f"tt-ray results {name!r} --follow   shows it\ntt-ray cancel {name!r}   ends it")
+    follow, end = study.commands
+    console.print(f"{follow}   shows it\n{end}   ends it", soft_wrap=True, highlight=False, markup=False)
 
 
 def _in_mlflow(folder: Path, began: float) -> bool:

@@ -103,10 +103,6 @@ class Courier:
             self._ended.pop(folder, None)
             self._parcels[folder] = Parcel(folder, Shipper(folder, state, self._store))
 
-    def fail(self, folder: Path | str, cause: str) -> None:
-        """Record that the run's process ended without a word, with the cause as the tag `error`."""
-        self.end(folder, "FAILED", {"error": cause})
-
     def end(self, folder: Path | str, status: Status, tags: Mapping[str, Any] | None = None) -> None:
         """Record how a run ended whose process cannot do so any more; also for one that never started."""
         Journal(folder).write({"tags": as_strings(tags or {}), "status": status})

@@ -110,12 +110,6 @@ class Journal:
         with self._locked() as file:
             self._write(file, {"time": now(), **record})
 
-    def copy_metrics(self, source: Path) -> None:
-        """Take over the curves of the journal at `source` with their times, for a stage that is reused."""
-        for record, _ in read(source):
-            if "metrics" in record:
-                self.append(record["metrics"], record["step"], record["time"])
-
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
         """The file, ours alone, its marks up to date and its torn last line cut off."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +45,8 @@ def check_sweep(sweep: Sweep, flags: Flags) -> Study:
             f"sweep {sweep.base.name!r} was interrupted with {begun} cells unfinished; add --resume to go on "
             f"from there, or remove {study.folder} to begin again"
         )
+    if flags.only_failed and not any(study.to_do(trial, only_failed=True) for trial in study.trials):
+        raise UserError(f"sweep {sweep.base.name!r} has no failed trials to run again")
     for key, trials in by_data(study.samples()).items():
         try:
             _check_data(study, key, trials[0].config)
@@ -58,16 +59,13 @@ def check_sweep(sweep: Sweep, flags: Flags) -> Study:
 def refuse_running(study: Study) -> None:
     """`UserError` where another process runs the sweep."""
     if is_held(study.folder):
-        raise UserError(running(study.sweep.base.name))
+        raise UserError(running(study))
 
 
-def running(name: str) -> str:
+def running(study: Study) -> str:
     """What is said of a sweep that is running."""
-    quoted = shlex.quote(name)
-    return (
-        f"sweep {name!r} is running already; `tt-ray results {quoted} --follow` shows it, "
-        f"`tt-ray cancel {quoted}` ends it"
-    )
+    follow, cancel = study.commands
+    return f"sweep {study.sweep.base.name!r} is running already; `{follow}` shows it, `{cancel}` ends it"
 
 
 def _check_data(study: Study, key: DataKey, config: ExperimentConfig) -> None:

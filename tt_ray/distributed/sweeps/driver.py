@@ -53,7 +53,7 @@ def run_sweep(
 ) -> SweepOutcome:
     """All that is still to do of a sweep, with Ray up; `watch(board)` is a context manager that shows it."""
     folder = study.folder
-    with exclusive(folder, running(study.sweep.base.name)), _parent(study, tracker) as parent:
+    with exclusive(folder, running(study)), _parent(study, tracker) as parent:
         _tidy(folder)
         with whole_file(folder / "sweep.yaml") as path:
             path.write_text(study.sweep.source)

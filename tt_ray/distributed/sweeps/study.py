@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tt_ray.config import ExperimentConfig
+from tt_ray.config import ExperimentConfig, ResourcesConfig
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.data.episodes import Episodes
 from tt_ray.distributed.scoring import evaluation_key, missing
@@ -95,6 +96,16 @@ class Study:
     data: dict[DataKey, str] = field(default_factory=dict)
     """Fingerprint of each data set that is here."""
     facts: dict[DataKey, DataFacts] = field(default_factory=dict)
+
+    @property
+    def commands(self) -> tuple[str, str]:
+        """How to see the sweep from elsewhere, and how to end it."""
+        base = self.sweep.base
+        shown = shlex.quote(base.tracking.experiment or base.name)
+        cancel = f"tt-ray cancel {shlex.quote(base.name)}"
+        if self.storage != Path(ResourcesConfig().storage).resolve():
+            cancel = f"{cancel} --storage {shlex.quote(str(self.storage))}"
+        return f"tt-ray results {shown} --follow", cancel
 
     def has_read(self, key: DataKey, episodes: Episodes) -> None:
         """Note what a data set is."""
