@@ -57,7 +57,7 @@ def ours(study: Study, groups: Sequence[Group]) -> pd.DataFrame:
     episodes = study.episodes[~study.episodes["fresh"]]
     rows = []
     for _, trial in trials[trials["status"] != "stopped"].iterrows():
-        mine = episodes[episodes["trial_index"] == trial["index"]]
+        mine = episodes[episodes["fingerprint"] == trial["fingerprint"]]
         value = "score" if mine["score"].notna().any() else "episode_return"
         seeds = [
             seed.sort_values("seed")[value].to_numpy(dtype=float)
@@ -74,11 +74,11 @@ def _placed_trials(study: Study, groups: Sequence[Group]) -> pd.DataFrame:
 
     Where several trials would share a cell of the table, each is a task of its own.
     """
-    cells = study.cells.drop_duplicates("tags.trial.index") if len(study.cells) else pd.DataFrame()
-    found = dict(zip(cells.get("tags.trial.index", []), cells.get("params.dataset.id", []), strict=False))
+    cells = study.cells
+    found = dict(zip(cells.get("tags.trial", []), cells.get("params.dataset.id", []), strict=False))
     keys = [key for key in study.keys if key != "dataset.id"]
     trials = study.trials.copy()
-    data = [found.get(str(index)) for index in trials["index"]]
+    data = [found.get(fingerprint) for fingerprint in trials["fingerprint"]]
     trials["data"] = [text if isinstance(text, str) else "" for text in data]
     pairs = list(zip(trials["case"], trials["data"], strict=True))
     named = [task_name(case, groups) or task_name(text, groups) for case, text in pairs]
@@ -203,9 +203,9 @@ def detail_section(results: pd.DataFrame, settings: Sequence[str]) -> str:
 
 def notes(study: Study, results: pd.DataFrame, settings: Sequence[str]) -> list[str]:
     """What a reader must know before comparing: other data, left-out settings and trials."""
-    lines = []
+    lines = [study.gone_text] if study.gone else []
     if results.empty:
-        return ["No trial has evaluated episodes yet, so that our cells are empty."]
+        return [*lines, "No trial has evaluated episodes yet, so that our cells are empty."]
     placed = results[results["group"] != OTHER].drop_duplicates(["task", "data"])
     others = placed[[not resolve_id(data).startswith("d4rl/") for data in placed["data"]]]
     if len(others):

@@ -25,6 +25,7 @@ import pandas as pd
 from study import (
     Curves,
     Study,
+    cells_of,
     interval_text,
     learning_curves,
     load_study,
@@ -57,6 +58,8 @@ class Side:
     """case, training_seed, seed, fresh, score, episode_return."""
     cells: pd.DataFrame
     """Its runs, as `mlflow.search_runs` gives them."""
+    remark: str = ""
+    """What was left out of its sweep."""
 
 
 def load_side(text: str, uri: str) -> Side:
@@ -71,22 +74,26 @@ def load_side(text: str, uri: str) -> Side:
         study = load_study(text, uri)
         return _side_of_trials(text, study, study.winners())
     if kind == "trial":
-        study = load_study(str(run["tags.mlflow.parentRunId"]), uri)
-        mine = study.trials[study.trials["index"].astype(str) == run["tags.trial.index"]]
-        side = _side_of_trials(str(run["tags.mlflow.runName"]), study, mine)
-        seeds = side.episodes["training_seed"].astype(str) == run["tags.seed"]
-        own = side.cells["run_id"] == text
-        return replace(side, episodes=side.episodes[seeds], cells=side.cells[own])
+        return _side_of_cell(run, load_study(str(run["tags.mlflow.parentRunId"]), uri))
     return _side_of_run(text, run)
 
 
 def _side_of_trials(label: str, study: Study, trials: pd.DataFrame) -> Side:
     if trials.empty:
         raise UserError(f"{label!r}: sweep {study.name!r} has no such trial, or none that has finished")
-    episodes = study.episodes[study.episodes["trial_index"].isin(trials["index"])]
-    indices = set(trials["index"].astype(str))
-    mine = [str(index) in indices for index in study.cells.get("tags.trial.index", [])]
-    return Side(label, "; ".join(trials["trial"]), episodes, study.cells[mine] if mine else study.cells)
+    cells = cells_of(study.cells, trials)
+    return Side(label, "; ".join(trials["trial"]), study.episodes_of(trials), cells, study.gone_text)
+
+
+def _side_of_cell(cell: pd.Series, study: Study) -> Side:
+    """One training seed of a trial."""
+    name, mine = str(cell["tags.mlflow.runName"]), study.trials["fingerprint"] == cell["tags.trial"]
+    if not mine.any():
+        raise UserError(f"run {name!r}: its trial is not in the table of sweep {study.name!r}")
+    side = _side_of_trials(name, study, study.trials[mine])
+    seeds = side.episodes["training_seed"].astype(str) == cell["tags.seed"]
+    own = side.cells["run_id"] == cell["run_id"]
+    return replace(side, episodes=side.episodes[seeds], cells=side.cells[own])
 
 
 def _run(run_id: str) -> pd.Series | None:
@@ -248,40 +255,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace, uri: str, folder: Path) -> None:
-    if len(options.name) < 2:
-        raise UserError("one name is nothing to compare: give two sweeps or runs, or more")
-    twice = [name for name in options.name if options.name.count(name) > 1]
-    if twice:
-        raise UserError(f"{twice[0]!r} is given twice")
-    sides = [load_side(name, uri) for name in options.name]
-    labels = [side.label for side in sides]
-    sides = [
-        side if labels.count(side.label) == 1 else replace(side, label=f"{side.label} ({name})")
-        for side, name in zip(sides, options.name, strict=True)
+    sides = _sides(options.name, uri)
+    first, table = sides[0].label, _compared(sides)
+    params, value = differing_params(sides), value_of(sides).removeprefix("episode_")
+    draw = partial(difference_figure, table, first, value)
+    draw_curves = partial(curves_figure, mean_curves(sides), ylabel="val/loss")
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [
+        _headline(sides),
+        f"## Differences from {first}\n\n{difference_text(table, value)}\n\n{METHODS}\n",
+        write_figure(draw, folder, "differences") + "\n",
+        f"## Settings that differ\n\n{markdown_table(list(params), params.to_numpy().tolist())}\n",
+        "## Learning curves\n\nMeans over training seeds.\n",
+        write_figure(draw_curves, folder, "curves") + "\n",
     ]
+    write_table(table, folder / "differences.parquet")
+    write_table(params, folder / "params.parquet")
+    write_report("\n".join(sections), folder / "comparison.md")
+
+
+def _sides(names: Sequence[str], uri: str) -> list[Side]:
+    """What is compared, under labels that are all different."""
+    if len(names) < 2:
+        raise UserError("one name is nothing to compare: give two sweeps or runs, or more")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]!r} is given twice")
+    sides = [load_side(name, uri) for name in names]
+    labels = [side.label for side in sides]
+    return [
+        side if labels.count(side.label) == 1 else replace(side, label=f"{side.label} ({name})")
+        for side, name in zip(sides, names, strict=True)
+    ]
+
+
+def _compared(sides: Sequence[Side]) -> pd.DataFrame:
+    """`differences` of all others from the first, then those on fresh episodes."""
     first, *others = sides
-    tables = [differences(first, other) for other in others]
-    tables += [differences(first, other, fresh=True) for other in others]
-    table, value = pd.concat(tables, ignore_index=True), value_of(sides).removeprefix("episode_")
+    tables = [differences(first, other, fresh=fresh) for fresh in (False, True) for other in others]
+    table = pd.concat(tables, ignore_index=True)
     if table.empty:
         raise UserError(
             f"{first.label!r} shares no case and episode seed with the others: "
             "compare runs with the same cases and evaluation seeds"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    params, curves = differing_params(sides), mean_curves(sides)
+    return table
+
+
+def _headline(sides: Sequence[Side]) -> str:
+    """The names, what each stands for, and what was left out of their sweeps."""
     legend = markdown_table(["name", "what is compared"], [[side.label, side.what] for side in sides])
-    sections = [
-        f"# {' beside '.join(side.label for side in sides)}\n\n{legend}\n",
-        f"## Differences from {first.label}\n\n{difference_text(table, value)}\n\n{METHODS}\n",
-        write_figure(partial(difference_figure, table, first.label, value), folder, "differences") + "\n",
-        f"## Settings that differ\n\n{markdown_table(list(params), params.to_numpy().tolist())}\n",
-        "## Learning curves\n\nMeans over training seeds.\n",
-        write_figure(partial(curves_figure, curves, ylabel="val/loss"), folder, "curves") + "\n",
-    ]
-    write_table(table, folder / "differences.parquet")
-    write_table(params, folder / "params.parquet")
-    write_report("\n".join(sections), folder / "comparison.md")
+    remarks = dict.fromkeys(side.remark for side in sides if side.remark)
+    title = f"# {' beside '.join(side.label for side in sides)}"
+    return "\n\n".join([title, legend, *remarks]) + "\n"
 
 
 METHODS = """\
@@ -296,14 +321,12 @@ def difference_text(table: pd.DataFrame, value: str) -> str:
     """`differences` in markdown."""
     rows = [
         [
-            *(
-                row_name(row),
-                str(row["pairs"]),
-                number_text(row["first_mean"]),
-                number_text(row["other_mean"]),
-            ),
+            row_name(row),
+            str(row["pairs"]),
+            *(number_text(row[name]) for name in ("first_mean", "other_mean")),
             interval_text(row["difference"], row["low"], row["high"]),
-            *(f"{100 * row['won']:.0f} %", number_text(row["seed_error"])),
+            f"{100 * row['won']:.0f} %",
+            number_text(row["seed_error"]),
         ]
         for _, row in table.iterrows()
     ]

@@ -35,9 +35,11 @@ class Study:
     run_id: str
     tags: Mapping[str, str]
     trials: pd.DataFrame
-    """A row for each trial: index, trial (name), case, status, cause, seeds, searched keys, metrics, ..."""
+    """A row for each trial: index, trial (name), fingerprint, case, status, cause, keys, metrics, ..."""
     cells: pd.DataFrame
-    """As `mlflow.search_runs` gives them: run_id, params.*, metrics.*, tags.*."""
+    """Those of `trials`, as `mlflow.search_runs` gives them: run_id, params.*, metrics.*, tags.*."""
+    gone: int = 0
+    """Cells that the sweep has beside these."""
 
     @property
     def keys(self) -> list[str]:
@@ -56,12 +58,27 @@ class Study:
 
     @cached_property
     def episodes(self) -> pd.DataFrame:
-        """A row for each episode: trial_index, case, training_seed, seed, score, episode_return, fresh..."""
+        """A row for each episode: fingerprint (of its trial), case, training_seed, seed, score, fresh, ...
+
+        They go to the trials by name: while an extended sweep runs, they still have the former numbers.
+        """
         frame = read_artifact(self.run_id, "episodes.parquet", f"sweep {self.name!r}")
+        names = dict(zip(self.trials["trial"], self.trials["fingerprint"], strict=True))
+        frame = frame.assign(fingerprint=frame["trial"].map(names)).dropna(subset="fingerprint")
         for name in ("score", "episode_return"):
             frame[name] = pd.to_numeric(frame[name], errors="coerce")
         frame["fresh"] = frame["fresh"].fillna(False).astype(bool) if "fresh" in frame else False
         return frame
+
+    @property
+    def gone_text(self) -> str:
+        """That there are cells of trials that the table does not have; empty where there are none."""
+        why = "are not in its table (taken out of the file, or just begun)"
+        return f"{self.gone} runs of sweep {self.name!r} {why} and are left out." if self.gone else ""
+
+    def episodes_of(self, trials: pd.DataFrame) -> pd.DataFrame:
+        """The episodes of some of the trials."""
+        return self.episodes[self.episodes["fingerprint"].isin(trials["fingerprint"])]
 
     def winners(self) -> pd.DataFrame:
         """The best trial of each case; those that failed or were stopped early do not count."""
@@ -105,9 +122,15 @@ def load_study(name: str, uri: str) -> Study:
     cells = mlflow.search_runs([parent["experiment_id"]], children, order_by=["attributes.start_time ASC"])
     trials = read_artifact(run_id, "trials.parquet", f"sweep {title!r}")
     trials["case"] = trials["case"].fillna("") if "case" in trials else ""
-    study = Study(title, run_id, tags_of(parent), trials, cells)
+    known = cells_of(cells, trials)
+    study = Study(title, run_id, tags_of(parent), trials, known, gone=len(cells) - len(known))
     trials[study.metric] = trials.get(study.metric, math.nan)
     return study
+
+
+def cells_of(cells: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """The cells of these trials, by fingerprint: numbers change as the sweep's file does."""
+    return cells[cells.get("tags.trial", pd.Series("", cells.index)).isin(trials["fingerprint"])]
 
 
 def tags_of(run: pd.Series) -> dict[str, str]:

@@ -208,14 +208,12 @@ def duration(seconds: float) -> str:
 def model_label(study: Study) -> partial[str]:
     """What a learning curve is called: its case, the settings that a model depends on, and the seed."""
     keys = [key for key in study.keys if key.partition(".")[0] in MODEL_SECTIONS]
-    return partial(_label, study, keys, study.trials.set_index(study.trials["index"].astype(str)))
+    return partial(_label, study, keys, study.trials.set_index("fingerprint"))
 
 
 def _label(study: Study, keys: Sequence[str], trials: pd.DataFrame, cell: pd.Series) -> str:
-    place = str(cell.get("tags.trial.index"))
-    parts = []
-    if place in trials.index:
-        parts = [str(trials.loc[place, "case"]), study.settings_text(trials.loc[place], keys)]
+    trial = trials.loc[cell["tags.trial"]]
+    parts = [str(trial["case"]), study.settings_text(trial, keys)]
     return ", ".join([*filter(None, parts), f"seed {cell.get('tags.seed')}"])
 
 
@@ -265,7 +263,7 @@ def headline(study: Study) -> str:
     text = (
         f"{len(study.trials)} trials{f' ({method})' if method else ''}: {ends}. {study.goal} {study.metric}."
     )
-    return f"{study.tags['question']}\n\n{text}" if study.tags.get("question") else text
+    return "\n\n".join(filter(None, [study.tags.get("question"), text, study.gone_text]))
 
 
 if __name__ == "__main__":

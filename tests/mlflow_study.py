@@ -44,12 +44,14 @@ class Study:
         """A sweep under way, without trials yet; its id."""
         return self.start(name, tags={"kind": "sweep", "search.metric": "score/mean"})
 
-    def trial(self, sweep: str, index: int, seed: int = 0, **settings: Any) -> str:
+    def trial(
+        self, sweep: str, index: int, seed: int = 0, fingerprint: str | None = None, **settings: Any
+    ) -> str:
         """A trial under way with `settings` of the planner; its id."""
         name = ", ".join(f"{key}={value}" for key, value in settings.items())
         tags = {
             "kind": "trial",
-            "trial": f"{index:016x}",
+            "trial": fingerprint or f"{index:016x}",
             "trial.name": name,
             "trial.index": index,
             "seed": seed,
@@ -97,5 +99,9 @@ def make_study(uri: str, name: str = "a study") -> tuple[Study, dict[str, str]]:
     study.log(ids["running"], {"val/loss": 4.75})
     winner = {"mean": 70.0, "ci_low": 68.0, "ci_high": 73.0}
     study.log(sweep, {f"best/score/{part}": value for part, value in winner.items()} | {"best/val/loss": 4.5})
+    study.log(
+        sweep, {"best/score/seed_std": 8.25, "best/val/loss_observation": 9.75, "best/return/mean": 7000}
+    )
+    study.log(sweep, {"data/return/mean": 3120.0, "data/score/mean": 44.5})
     study.log(sweep, {f"confirmed/score/{part}": value - 4 for part, value in winner.items()})
     return study, ids

@@ -4,7 +4,7 @@ import math
 import socket
 
 import pytest
-from mlflow_study import CAUSE, make_study
+from mlflow_study import CAUSE, Study, make_study
 
 from tt_ray.errors import UserError
 from tt_ray.tracking import connect, results_table
@@ -41,6 +41,33 @@ def test_a_sweep_in_the_table(database: str) -> None:
         66,
     ]
     assert table["best/score/mean"].isna().sum() == 5
+    assert table["metric"].to_dict() == dict.fromkeys(order, "") | {"sweep": "score/mean"}
+    assert list(table["fingerprint"])[2:] == [f"{index:016x}" for index in (1, 1, 2, 10)]
+
+
+def test_trials_that_share_a_number_are_kept_apart(database: str) -> None:
+    """Number 0 is "a" now, and was "c" before that was taken out of the file; "b" is half renamed."""
+    study = Study(database, "extended")
+    sweep = study.sweep()
+    placed = [("b", 5, 1), ("c", 0, 1), ("a", 0, 2), ("c", 0, 0), ("b", 1, 0), ("a", 0, 10), ("d", 2, 0)]
+    for fingerprint, index, seed in placed:
+        study.trial(sweep, index, seed, fingerprint, horizon=7)
+    trials = results_table("extended", database).iloc[1:]
+    found = [f"{run['fingerprint']}{run['seed']}" for _, run in trials.iterrows()]
+    assert found == ["a2", "a10", "c0", "c1", "b0", "b1", "d0"]
+
+
+def test_the_last_point_of_any_curve_is_known(database: str) -> None:
+    from mlflow.entities import Metric
+
+    study = Study(database, "points")
+    trial = study.trial(study.sweep(), 0, horizon=1)
+    start = study.client.get_run(trial).info.start_time
+    times = [results_table("points", database).loc[trial, "updated"]]
+    for later in (60_000, 30_000):
+        study.client.log_batch(trial, metrics=[Metric(f"train/{later}", 1.0, start + later, 0)])
+        times.append(results_table("points", database).loc[trial, "updated"])
+    assert [time.timestamp() - start / 1000 for time in times] == pytest.approx([0.0, 60.0, 60.0])
 
 
 def test_columns_that_every_experiment_has_come_first(database: str) -> None:

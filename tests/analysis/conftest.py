@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class StudyWriter:
         tags = {
             "mlflow.parentRunId": parent,
             "kind": "trial",
+            "trial": trial["fingerprint"],
             "trial.index": str(trial["index"]),
             "trial.case": trial["case"],
             "seed": str(seed),
@@ -86,8 +87,13 @@ class StudyWriter:
         return run.info.run_id
 
 
-def write_study(uri: str, name: str, folder: Path, shift: float = 0.0) -> Written:
-    """2 cases x 2 strategies x 3 seeds x 4 episodes; one trial failed, and one cell is missing."""
+def write_study(
+    uri: str, name: str, folder: Path, shift: float = 0.0, before: Sequence[pd.Series] = ()
+) -> Written:
+    """2 cases x 2 strategies x 3 seeds x 4 episodes; one trial failed, and one cell is missing.
+
+    MLflow also has a cell of each trial in `before`, which the tables do not have.
+    """
     rows, episodes = [], []
     for index, (case, strategy) in enumerate((c, s) for c in CASES for s in STRATEGIES):
         trial = f"{case}, strategy={strategy}"
@@ -111,6 +117,9 @@ def write_study(uri: str, name: str, folder: Path, shift: float = 0.0) -> Writte
     writer = StudyWriter(uri, name, folder)
     tags = {"question": "Do quantile bins beat uniform bins?", "search.method": "grid"}
     written = Written(uri, name, writer.parent(trials, played, **tags), trials, played)
+    for trial in before:
+        params = {"dataset.id": "d4rl/walker2d/medium-v2", "planner.horizon": 99}
+        writer.cell(written.run_id, trial, 0, params, [9.0, 8.0])
     for _, trial in trials.iterrows():
         for seed in SEEDS:
             if (trial["case"], trial["discretizer.strategy"], seed) != MISSING:
@@ -146,10 +155,11 @@ def analysis_store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def write_sweep(analysis_store: str, tmp_path: Path) -> Callable[..., None]:
-    """Writes a sweep's run with nothing but a table of trials."""
+    """Writes a sweep's run with nothing but its tables."""
 
-    def write(name: str, trials: pd.DataFrame, **tags: str) -> None:
-        StudyWriter(analysis_store, name, tmp_path / "written").parent(trials, None, **tags)
+    def write(name: str, trials: pd.DataFrame, episodes: pd.DataFrame | None = None, **tags: str) -> None:
+        trials = trials.assign(fingerprint=[f"f{index}" for index in trials["index"]])
+        StudyWriter(analysis_store, name, tmp_path / "written").parent(trials, episodes, **tags)
 
     return write
 
@@ -163,6 +173,17 @@ def bins(analysis_store: str, tmp_path_factory: pytest.TempPathFactory) -> Writt
 def later(analysis_store: str, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """The same sweep with a longer horizon, 2 better in every episode."""
     return write_study(analysis_store, "later bins", tmp_path_factory.mktemp("later"), shift=2.0)
+
+
+@pytest.fixture(scope="session")
+def shrunk(analysis_store: str, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """`bins`, but two trials were taken out of its file, so that others have their numbers now."""
+    case = "hopper-medium"
+    gone = [
+        pd.Series({"index": index, "trial": "gone", "fingerprint": f"gone {index}", "case": case})
+        for index in (0, 3)
+    ]
+    return write_study(analysis_store, "shrunk bins", tmp_path_factory.mktemp("shrunk"), before=gone)
 
 
 @pytest.fixture

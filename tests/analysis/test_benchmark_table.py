@@ -181,6 +181,18 @@ def test_a_data_set_that_is_searched_is_a_task_and_no_setting(study: Study) -> N
     assert results["setting"].tolist() == ["strategy=uniform", "strategy=quantile", "strategy=quantile"]
 
 
+def test_runs_of_former_trials_say_nothing_of_those_with_their_numbers(study: Study, shrunk: Any) -> None:
+    other = load_study(shrunk.name, shrunk.uri)
+    results = [benchmark_table.ours(one, read_published()) for one in (study, other)]
+    assert results[1]["data"].tolist() == ["d4rl/hopper/medium-v2"] * 2 + [
+        "mujoco/halfcheetah/medium-expert-v0"
+    ]
+    pd.testing.assert_frame_equal(*results)
+    for one, result in zip((study, other), results, strict=True):
+        remarks = benchmark_table.notes(one, result, ["strategy=uniform", "strategy=quantile"])
+        assert (one.gone_text in remarks) == (one is other)
+
+
 def test_trials_that_were_stopped_are_left_out(study: Study) -> None:
     trials = study.trials.assign(status=["stopped", "finished", "failed", "finished"])
     study = replace(study, trials=trials)

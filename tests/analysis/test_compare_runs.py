@@ -98,6 +98,33 @@ def test_learning_curves_are_overlaid(
     assert "<!-- later bins#3, cheetah, 3 seeds -->" in words
 
 
+def test_runs_of_former_trials_are_left_out_and_counted(
+    compare: Callable[..., tuple[str, pd.DataFrame]], bins: Any, shrunk: Any, tmp_path: Path
+) -> None:
+    text, table = compare(f"{bins.name}#0", f"{shrunk.name}#0", f"{shrunk.name}#1")
+    assert text.count("2 runs of sweep 'shrunk bins' are not in its table") == 1
+    assert table.loc[0, ["pairs", "difference"]].tolist() == [4, 0.0]
+    params = pd.read_parquet(tmp_path / "out" / "params.parquet")
+    assert params.to_numpy().tolist() == [["discretizer.strategy", "uniform", "uniform", "quantile"]]
+    words = (tmp_path / "out" / "curves.svg").read_text()
+    assert "<!-- shrunk bins#0, hopper-medium, 3 seeds -->" in words
+
+
+def test_a_run_of_a_former_trial_is_refused(
+    bins: Any, shrunk: Any, run_main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=shrunk.uri)
+    experiment = client.get_experiment_by_name(f"study of {shrunk.name}")
+    (run, _) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'gone seed 0'")
+    assert run_main(compare_runs.main, bins.name, run.info.run_id, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "compare_runs.py: error: run 'gone seed 0': its trial is not in the table of sweep 'shrunk bins'\n"
+    )
+
+
 def side(label: str, case: str, seeds: list[int], scores: list[float | None]) -> compare_runs.Side:
     episodes = pd.DataFrame(
         {

@@ -59,6 +59,40 @@ def test_a_study_is_found_by_name_by_experiment_and_by_run_id(
     assert len(found.episodes) == 12 + 8 + 12 + 9
 
 
+def test_a_trial_that_was_taken_out_is_not_the_one_with_its_number(
+    bins: Any, shrunk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shrunk.uri)
+    found, whole = study.load_study(shrunk.name, shrunk.uri), study.load_study(bins.name, bins.uri)
+    assert (found.gone, len(found.cells)) == (2, 11)
+    assert set(found.cells["tags.trial"]) == {"f0", "f1", "f2", "f3"}
+    assert found.gone_text == (
+        "2 runs of sweep 'shrunk bins' are not in its table (taken out of the file, or just begun) and are "
+        "left out."
+    )
+    assert (whole.gone, whole.gone_text) == (0, "")
+    label = sweep_report.model_label(found)
+    curves = study.learning_curves(found.cells, label)
+    assert curves == study.learning_curves(whole.cells, sweep_report.model_label(whole))
+
+
+def test_episodes_go_to_their_trials_while_these_have_other_numbers(
+    analysis_store: str, write_sweep: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extended sweep has written its table of trials, and not yet its episodes."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", analysis_store)
+    names = ["horizon=1", "horizon=5", "horizon=15"]
+    trials = pd.DataFrame({"index": [0, 1], "trial": [names[2], names[0]], "status": "finished"})
+    episodes = pd.DataFrame({"trial_index": [0, 1, 2], "trial": names, "training_seed": 0, "seed": 7})
+    episodes["score"] = episodes["episode_return"] = [1.0, 5.0, 15.0]
+    write_sweep("renumbered", trials, episodes)
+    found = study.load_study("renumbered", analysis_store)
+    assert found.episodes[["fingerprint", "score"]].to_numpy().tolist() == [["f1", 1.0], ["f0", 15.0]]
+    for number, score in enumerate((15.0, 1.0)):
+        mine = found.episodes_of(found.trials[found.trials["index"] == number])
+        assert mine["score"].tolist() == [score]
+
+
 def test_two_sweeps_of_one_name_are_told_apart_by_run_id(
     analysis_store: str, write_sweep: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

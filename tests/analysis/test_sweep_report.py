@@ -60,6 +60,17 @@ def test_a_curve_for_each_model(report: tuple[str, Path]) -> None:
     assert "<!-- cheetah, strategy=uniform" not in words  # the failed trial
 
 
+def test_runs_of_former_trials_are_left_out_and_counted(
+    shrunk: Any, run_main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(sweep_report.main, shrunk.name, "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert text.count("2 runs of sweep 'shrunk bins' are not in its table") == 1
+    assert "4 trials (grid): 3 finished, 1 failed." in text
+    words = (tmp_path / "out" / "curves.svg").read_text()
+    assert words.count(", seed 0 -->") == 3  # the fourth trial has failed
+
+
 def grid_of(function: Callable[[str, int, float], float]) -> pd.DataFrame:
     rows = [
         {"case": case, "strategy.x": strategy, "horizon.x": horizon, "m": function(strategy, horizon, shift)}

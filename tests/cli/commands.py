@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import yaml
+from rich.console import Console
 
 from tt_ray.config import ExperimentConfig
 from tt_ray.data.minari_reader import load_episodes
@@ -23,6 +24,11 @@ from tt_ray.training.loop import TrainingJob, fit
 
 TT_RAY = str(Path(sys.executable).parent / "tt-ray")
 DATASET = "tiny/pendulum-v0"
+
+
+def text_of(console: Console) -> str:
+    """What a console of the fixture `screen` shows."""
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 @dataclass(frozen=True)

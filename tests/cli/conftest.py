@@ -1,5 +1,6 @@
 """Fixtures of the command line's tests."""
 
+import io
 import os
 import shutil
 import sys
@@ -9,7 +10,9 @@ from unittest import mock
 
 import pytest
 from commands import Outcome, as_refusal, environment, files_below
+from rich.console import Console
 
+from tt_ray.cli import follow, trials, view
 from tt_ray.cli.app import main
 from tt_ray.tracking import connect
 
@@ -53,6 +56,19 @@ def command(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return Outcome(int(ended.value.code or 0), *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Console]:
+    """Show what MLflow has on a console of that size."""
+
+    def use(width: int, height: int = 50, terminal: bool = False) -> Console:
+        console = Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal)
+        for module in (view, trials, follow):
+            monkeypatch.setattr(module, "console", console)
+        return console
+
+    return use
 
 
 @pytest.fixture

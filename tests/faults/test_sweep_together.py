@@ -56,12 +56,13 @@ def test_a_detached_sweep_is_followed_cancelled_and_resumed(
         refused = other.wait(2).splitlines()
         assert len(refused) == 1
         assert re.search(r"running already|add --resume", refused[0])
-    assert "study: killed" in follow.wait()
+    assert "study: interrupted" in follow.wait()
     (again,) = run(tmp_path, "cancel", "study", "--storage", "runs", expected=2).splitlines()
     assert again == "tt-ray: error: sweep 'study' is not running here; there is nothing to cancel"
     kept = Kept(tmp_path)
     assert kept.finished < 4
     assert set(statuses(tmp_path).values()) <= {"KILLED", "FINISHED"}
+    assert set(table(tmp_path)["status"]) <= {"finished", "waiting"}
     tools.resume(tmp_path, file)
     kept.check()
     tools.assert_same(tmp_path, undisturbed_longer)
@@ -77,6 +78,10 @@ def test_a_detached_sweep_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def log(folder: Path) -> str:
     return (folder / "runs" / "sweeps" / "study" / "log.txt").read_text()
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "runs" / "sweeps" / "study" / "trials.parquet")
 
 
 def statuses(folder: Path) -> dict[str, str]:
@@ -98,11 +103,11 @@ def test_two_sweeps_at_once_share_what_they_have_in_common(tmp_path: Path, data:
     found = {name: tools.outcome(tmp_path, name) for name in ("study", "other")}
     artifacts = [names for outcome in found.values() for names in outcome.artifacts.values()]
     assert sum("checkpoint/model.safetensors" in names for names in artifacts) == 2  # trained once each
-    table = {name: outcome.table.set_index("trial") for name, outcome in found.items()}
-    shared = [name for name in table["study"].index if name in table["other"].index]
+    tables = {name: outcome.table.set_index("trial") for name, outcome in found.items()}
+    shared = [name for name in tables["study"].index if name in tables["other"].index]
     assert len(shared) == 2
-    columns = [name for name in table["study"].columns if not name.startswith(("index", "confirmed"))]
-    one, other = (table[name].loc[shared, columns] for name in ("study", "other"))
+    columns = [name for name in tables["study"].columns if not name.startswith(("index", "confirmed"))]
+    one, other = (tables[name].loc[shared, columns] for name in ("study", "other"))
     pd.testing.assert_frame_equal(one, other)
     for name, outcome in found.items():
         assert outcome.table["status"].tolist() == 4 * ["finished"]

@@ -12,12 +12,13 @@ from rich.live import Live
 from rich.text import Text
 
 from tt_ray.cli.trials import count_by_status, families, is_sweep, status_word, sweep_view
-from tt_ray.cli.view import console, interval, runs_table
+from tt_ray.cli.view import console, duration, interval, runs_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHARE = 0.2  # of the time that may go into reading, which keeps a machine busy that has other things to do
+STILL = 60.0  # seconds without anything new after which it is said that the driver may be gone
 
 Read = Callable[[], "pd.DataFrame"]
 
@@ -29,8 +30,8 @@ class Display(Protocol):
 
     def __exit__(self, *error: object) -> None: ...
 
-    def update(self, family: pd.DataFrame) -> None:
-        """Show the family as it is now."""
+    def update(self, family: pd.DataFrame, still: str) -> None:
+        """Show the family as it is now; `still` says so where nothing is new for long, and is empty else."""
 
     def wait(self, problem: str) -> None:
         """Say that MLflow does not answer."""
@@ -39,22 +40,32 @@ class Display(Protocol):
 def followed(frame: pd.DataFrame, read: Read, every: float) -> pd.DataFrame:
     """Show the newest family of runs every `every` seconds until none of them runs; the table as it is then.
 
-    With an MLflow that is away it waits; `read` raises `MlflowAwayError` then.
+    With an MLflow that is away it waits; `read` raises `MlflowAwayError` then. Of a driver that was killed
+    MLflow does not know, so that after STILL seconds without news it says what to do, and waits on.
     """
     first = _newest(frame)
     if first is None:
         return frame
-    run_id, took = first.index[0], 0.0
+    run_id, took, shown, still = first.index[0], 0.0, first, 0.0
     with Screen() if console.is_terminal else Log() as display:
         while True:
             family = _family_of(run_id, frame)
             if family is None:
                 return frame
-            display.update(family)
+            still = still if family.equals(shown) else 0.0
+            display.update(family, _stillness(family, still) if still >= STILL else "")
             if not (family["status"] == "RUNNING").any():
                 return frame
-            time.sleep(max(every, took / SHARE))
+            shown, pause = family, max(every, took / SHARE)
+            time.sleep(pause)
             frame, took = _read_again(read, display, every)
+            still += pause + took
+
+
+def _stillness(family: pd.DataFrame, seconds: float) -> str:
+    """That nothing has changed for so long, and what to do about it."""
+    again = "`tt-ray sweep FILE --resume`" if is_sweep(family) else "the same command with --resume"
+    return f"nothing new for {duration(seconds)}; is its driver gone? {again} goes on"
 
 
 def _newest(frame: pd.DataFrame) -> pd.DataFrame | None:
@@ -97,10 +108,10 @@ class Screen:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def update(self, family: pd.DataFrame) -> None:
+    def update(self, family: pd.DataFrame, still: str) -> None:
         """As `Display.update`."""
         self._shown = self._fitting(family)
-        self._draw(f"at {_clock()}; Ctrl-C leaves, what runs goes on")
+        self._draw(f"at {_clock()}{f': {still}' if still else '; Ctrl-C leaves, what runs goes on'}")
 
     def wait(self, problem: str) -> None:
         """As `Display.wait`."""
@@ -127,7 +138,7 @@ class Log:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, bool]] = {}
-        self._begun = self._away = False
+        self._begun = self._away = self._still = False
 
     def __enter__(self) -> Self:
         return self
@@ -135,8 +146,11 @@ class Log:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def update(self, family: pd.DataFrame) -> None:
+    def update(self, family: pd.DataFrame, still: str) -> None:
         """As `Display.update`."""
+        if still and not self._still:
+            self._say(still)
+        self._still = bool(still)
         if self._away:
             self._say("MLflow is back")
         elif not self._begun:

@@ -18,6 +18,8 @@ from tt_ray.cli.view import console, duration, empty_table, interval, number, pl
 if TYPE_CHECKING:
     import pandas as pd
 
+WINNERS = ("score/mean", "return/mean", "val/loss")
+"""Metrics of a winner that are shown, beside the one by which it was chosen."""
 NARROW = 100  # columns of a terminal below which a trial takes several lines
 LAST = 3  # failures that are named while a sweep runs
 STATUSES = ("finished", "stopped", "failed", "interrupted", "running", "waiting")
@@ -70,6 +72,8 @@ def sweep_view(family: pd.DataFrame, rows: int | None = None) -> Group:
     if hidden := len(trials) - len(shown):
         parts.append(Text(f"and {hidden} more", style="dim"))
     parts += [*failures(trials)[0 if rows is None else -LAST :], Text(f"\n{summary(trials)}")]
+    if rows is None and (data := data_line(sweep)):
+        parts.append(Text(data))
     if rows is None and (winner := winner_rows(sweep)):
         parts.append(plain_table(["metric", "best", "on fresh episodes"], winner, "Winner"))
     return Group(*parts)
@@ -122,7 +126,7 @@ def count_by_status(trials: pd.DataFrame) -> str:
 
 def summary(trials: pd.DataFrame) -> str:
     """How many trials there are and how they do; what was reused, and the time that saved."""
-    different, runs = trials["trial"].nunique(), len(trials)
+    different, runs = trials["fingerprint"].nunique(), len(trials)
     if not runs:
         return "no trial has begun yet"
     several = f"{different} trial{'s' if different != 1 else ''}"
@@ -146,16 +150,23 @@ def reused_stages(texts: Iterable[str]) -> Mapping[str, int]:
 
 
 def winner_rows(sweep: pd.Series) -> list[list[str]]:
-    """Each metric of a sweep's winner: as it was selected, and on fresh episodes."""
-    found = {name: value for name, value in sweep.items() if "/" in str(name) and value == value}
-    rows: dict[str, dict[str, str]] = {}
-    for name in map(str, found):
-        kind, _, metric = name.partition("/")
-        if kind in ("best", "confirmed") and not metric.endswith(("ci_low", "ci_high")):
-            stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}_"
-            bounds = [found.get(f"{stem}{bound}", float("nan")) for bound in ("ci_low", "ci_high")]
-            rows.setdefault(metric, {})[kind] = interval(found[name], *bounds)
-    return [[metric, row.get("best", ""), row.get("confirmed", "")] for metric, row in rows.items()]
+    """Main metrics of a sweep's winner: as it was selected, and on fresh episodes."""
+
+    def text(name: str) -> str:
+        stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}_"
+        return interval(
+            *(sweep.get(part, float("nan")) for part in (name, f"{stem}ci_low", f"{stem}ci_high"))
+        )
+
+    metrics = dict.fromkeys(filter(None, (sweep["metric"], *WINNERS)))
+    rows = [[metric, text(f"best/{metric}"), text(f"confirmed/{metric}")] for metric in metrics]
+    return [row for row in rows if any(row[1:])]
+
+
+def data_line(sweep: pd.Series) -> str:
+    """What the data set has by itself, where the sweep has a single one."""
+    mean, score = (number(sweep.get(f"data/{name}/mean", float("nan"))) for name in ("return", "score"))
+    return f"data set: mean return {mean}{f' (score {score})' if score else ''}" if mean else ""
 
 
 def failures(runs: pd.DataFrame) -> list[Text]:

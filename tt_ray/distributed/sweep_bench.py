@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -125,8 +124,13 @@ def measure_sweep(trials: int = 200, at_once: int = 2) -> SweepReport:
 @contextmanager
 def _own_places(folder: Path) -> Iterator[None]:
     """Data and MLflow in a folder of ours, in this process and those that it starts."""
-    with mock.patch.dict(os.environ, {"MINARI_DATASETS_PATH": str(folder / "data")}):
+    before = dict(os.environ)
+    os.environ["MINARI_DATASETS_PATH"] = str(folder / "data")
+    try:
         yield
+    finally:
+        os.environ.clear()  # also of what connecting to MLflow has set
+        os.environ.update(before)
 
 
 def _write_data(episodes: int = 8, length: int = 8) -> None:
@@ -195,9 +199,12 @@ class _Watcher:
         inside, stages = (
             float(np.mean([getattr(cell, name) for cell in later])) for name in ("inside", "stages")
         )
-        driver = {name: (used - first.driver[name]) / len(later) for name, used in last.driver.items()}
+        driver = {name: (cpu - first.driver[name]) / len(later) for name, cpu in last.driver.items()}
         table = (last.events - first.events) / len(later)
-        lasting = first.workers.keys() & last.workers.keys()
+        used = {
+            pid: (last.below[pid] - first.below[pid]) / len(later) for pid in first.below.keys() & last.below
+        }
+        workers = set[int]().union(*(look.workers for look in self._looks.values()))
         return SweepReport(
             trials=len(cells),
             at_once=at_once,
@@ -211,9 +218,9 @@ class _Watcher:
             driver_cpu_table=table,
             driver_cpu_tuning=driver["main"] - table,
             driver_cpu_mlflow=driver["mlflow"],
-            trial_cpu=sum(last.workers[pid] - first.workers[pid] for pid in lasting) / len(later),
-            ray_cpu=(last.ray - first.ray) / len(later),
-            processes=len(set[int]().union(*(look.workers for look in self._looks.values()))),
+            trial_cpu=sum(cpu for pid, cpu in used.items() if pid in workers),
+            ray_cpu=sum(cpu for pid, cpu in used.items() if pid not in workers),
+            processes=len(workers),
             mlflow_points=sum(cell.points for cell in cells),
             end_seconds=time.monotonic() - last.time,
             **{f"driver_rss_{percent}": look.rss for percent, look in self._looks.items()},
@@ -271,24 +278,22 @@ class _Look:
     """In keeping the table of trials, so far."""
     driver: dict[str, float]
     """This process: all, its main thread, the threads that send to MLflow."""
-    workers: dict[int, float]
-    """Each of Ray's Python processes."""
-    ray: float
-    """The rest of Ray on this host."""
+    below: dict[int, float]
+    """Each process below this one: all of Ray on this host."""
+    workers: set[int]
+    """Of these, Ray's Python processes."""
 
     @classmethod
     def now(cls, events: float) -> _Look:
         """What there is to see, of this process and those below it."""
-        driver, workers, rest = psutil.Process(), dict[int, float](), 0.0
+        driver, below, workers = psutil.Process(), dict[int, float](), set[int]()
         for process in driver.children(recursive=True):
             with suppress(psutil.Error):  # it has just ended
-                used = sum(process.cpu_times()[:2])
+                below[process.pid] = sum(process.cpu_times()[:2])
                 if "".join(process.cmdline()).startswith("ray::"):
-                    workers[process.pid] = used
-                else:
-                    rest += used
+                    workers.add(process.pid)
         rss, now = driver.memory_info().rss, time.monotonic()
-        return cls(now, rss, events, _thread_times(driver), workers, rest)
+        return cls(now, rss, events, _thread_times(driver), below, workers)
 
 
 def _thread_times(process: psutil.Process) -> dict[str, float]:

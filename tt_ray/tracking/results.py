@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("score/mean", "score/ci_low", "score/ci_high", "return/mean", "val/loss")
-SWEEP_COLUMNS = ("kind", "trial", "case", "reused", "seconds", "saved", "cause")
-COLUMNS = ("run", "parent", "status", "seed", *METRICS, *SWEEP_COLUMNS)
-WINNER = ("best/", "confirmed/")
-"""How a sweep's own metrics begin: the winner's score, and its score on fresh episodes."""
+SWEEP_COLUMNS = ("kind", "metric", "trial", "fingerprint", "case", "reused", "seconds", "saved", "cause")
+COLUMNS = ("run", "parent", "status", "seed", *METRICS, *SWEEP_COLUMNS, "updated")
+OF_SWEEP = ("best/", "confirmed/", "data/")
+"""How a sweep's own metrics begin: the winner's score, its score on fresh episodes, and the data set's."""
 NO_WORK = ("seconds/saved", "seconds/waiting")
 
 
@@ -30,10 +30,11 @@ def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
     """One row for each run of the experiment, children below their parent, indexed by MLflow's run id.
 
     Columns: run, parent (its name), status (as MLflow has it, and STOPPED for a trial that its scheduler has
-    ended), seed, the METRICS; kind (`sweep`, `trial` or empty), trial (its name), case, reused (stages, in
-    words), seconds (of computing), saved (seconds, by reuse), cause (of a failure); a sweep's metrics
-    `best/...` and `confirmed/...`; then the params in which the runs without children differ. What a run does
-    not have is None, NaN or empty.
+    ended), seed, the METRICS; kind (`sweep`, `trial` or empty), metric (by which a sweep chooses), trial (its
+    name), fingerprint (of a trial, whatever its name), case, reused (stages, in words), seconds (of
+    computing), saved (seconds, by reuse), cause (of a failure); updated (time of the last point, UTC); a
+    sweep's metrics `best/...`, `confirmed/...` and `data/...`; then the params in which the runs without
+    children differ. What a run does not have is None, NaN or empty.
 
     Raises:
         UserError: there is no such experiment; `MlflowAwayError` if MLflow does not answer.
@@ -42,7 +43,7 @@ def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
 
     runs = _in_family_order(_all_runs(experiment_name, uri))
     names = {run.info.run_id: run.info.run_name for run in runs}
-    winner = sorted({name for run in runs for name in run.data.metrics if name.startswith(WINNER)})
+    own = sorted({name for run in runs for name in run.data.metrics if name.startswith(OF_SWEEP)})
     differing = _differing_params(runs)
     rows = []
     for run in runs:
@@ -53,15 +54,16 @@ def results_table(experiment_name: str, uri: str) -> pd.DataFrame:
             "status": _status(run),
             "seed": tags.get("seed", params.get("seed")),
         }
-        row |= {name: metrics.get(name, float("nan")) for name in (*METRICS, *winner)} | _of_sweep(run)
+        row |= {name: metrics.get(name, float("nan")) for name in (*METRICS, *own)} | _of_sweep(run)
+        row["updated"] = pd.Timestamp(_last_point(run), unit="ms", tz="UTC")
         rows.append(row | {name: params.get(name) for name in differing})
     index = pd.Index([run.info.run_id for run in runs], name="run_id", dtype=object)
-    return pd.DataFrame(rows, index=index, columns=[*COLUMNS, *winner, *differing])
+    return pd.DataFrame(rows, index=index, columns=[*COLUMNS, *own, *differing])
 
 
 def further_columns(frame: pd.DataFrame) -> list[str]:
     """The params of a `results_table`: all columns that only some experiments have, but not the metrics."""
-    return [name for name in frame.columns if name not in COLUMNS and not name.startswith(WINNER)]
+    return [name for name in frame.columns if name not in COLUMNS and not name.startswith(OF_SWEEP)]
 
 
 def _status(run: Any) -> str:
@@ -77,13 +79,21 @@ def _of_sweep(run: Any) -> dict[str, Any]:
     spent = [metrics[name] for name in metrics if name.startswith("seconds/") and name not in NO_WORK]
     return {
         "kind": tags.get("kind", ""),
+        "metric": tags.get("search.metric", ""),
         "trial": tags.get("trial.name", ""),
+        "fingerprint": tags.get("trial", ""),
         "case": tags.get("trial.case", ""),
         "reused": tags.get("reused", ""),
         "seconds": sum(spent) if spent else float("nan"),
         "saved": metrics.get("seconds/saved", float("nan")),
         "cause": tags.get("error", "") if _status(run) == "FAILED" else "",
     }
+
+
+def _last_point(run: Any) -> int:
+    """When the run began, ended or got its last point of a curve, in milliseconds."""
+    points = (metric.timestamp for metric in run.data.to_proto().metrics)
+    return max(run.info.start_time, run.info.end_time or 0, *points)
 
 
 def download_checkpoint(run_id: str, uri: str, folder: Path) -> Path:
@@ -159,7 +169,7 @@ def _in_family_order(runs: list[Any]) -> list[Any]:
 
     def add(run: Any) -> None:
         ordered.append(run)
-        for child in sorted(children.get(run.info.run_id, []), key=_place):
+        for child in _in_trial_order(children.get(run.info.run_id, [])):
             add(child)
 
     for top in tops:
@@ -167,11 +177,23 @@ def _in_family_order(runs: list[Any]) -> list[Any]:
     return ordered
 
 
-def _place(run: Any) -> tuple[float, float, str]:
-    index, seed = run.data.tags.get("trial.index", ""), run.data.tags.get("seed", "")
-    if index.isdecimal() and seed.isdecimal():
-        return int(index), int(seed), run.info.run_name
-    return float("inf"), 0, run.info.run_name
+def _in_trial_order(runs: list[Any]) -> list[Any]:
+    """By the trials' numbers, each trial's seeds together; then what is no trial, by name.
+
+    The fingerprint says what belongs together: numbers change as a sweep's file does, and the runs of a trial
+    that was taken out keep one that another has now.
+    """
+    numbers: dict[str, float] = {}
+    for run in runs:
+        trial, index = run.data.tags.get("trial", ""), run.data.tags.get("trial.index", "")
+        number = int(index) if index.isdecimal() else float("inf")
+        numbers[trial] = min(number, numbers.get(trial, number))
+
+    def place(run: Any) -> tuple[float, str, int, str]:
+        trial, seed = run.data.tags.get("trial", ""), run.data.tags.get("seed", "")
+        return numbers[trial], trial, int(seed) if trial and seed.isdecimal() else 0, run.info.run_name
+
+    return sorted(runs, key=place)
 
 
 def _differing_params(runs: list[Any]) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,17 @@ class Deaf:
 
     def end(self, folder: Path, status: str) -> None:
         self.killed.append((folder, status))
+
+
+class Quiet:
+    """A `Progress` that shows nothing."""
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        yield lambda done, message: None
+
+    def note(self, message: str) -> None:
+        pass
 
 
 def nothing(count: float, value: float) -> None:
@@ -175,7 +186,7 @@ class Counting:
 
     def __call__(self, config: Any, tokens: Path, folder: Path, *rest: Any) -> None:
         with self.log.open("ab", buffering=0) as file:
-            file.write(os.fsencode(f"{folder.name}\n"))
+            file.write(os.fsencode(f"{folder.name} {os.getpid()} {id(self)} {self.train}\n"))
         self.train(config, tokens, folder, *rest)
 
 

@@ -109,6 +109,7 @@ class TestHalving:
         assert decisions.run("bad", [(count, bad) for count in RUNGS]) == [(1, bad)]
         assert decisions.run("as good", whole) == whole
 
+    @pytest.mark.filterwarnings("ignore:All-NaN")
     def test_what_is_not_a_number_stops_nobody_else(self) -> None:
         decisions = Decisions(halving_search())
         decisions.run("nan", [(count, math.nan) for count in RUNGS])

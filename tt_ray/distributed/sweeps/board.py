@@ -47,8 +47,11 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """After Ctrl-C and the like nothing works on these trials any more, so none of their runs goes on."""
-        for trial in self.live.values():
+        interrupted = list(self.live.values())
+        self.live.clear()
+        for trial in interrupted:
             self._interrupted(trial)
+            self.refresh(trial)
 
     def refresh(self, trial: Trial) -> None:
         """Read what the trial's cells say."""

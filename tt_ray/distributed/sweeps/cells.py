@@ -137,11 +137,12 @@ def total_reuse(records: Sequence[Record]) -> dict[str, int]:
 
 
 def episode_frame(records: Sequence[Record], *, fresh: bool = False) -> pd.DataFrame:
-    """One row for each episode: trial_index, trial, case, training_seed, the episode's fields, fresh."""
+    """One row for each episode: trial_index, trial, fingerprint, case, training_seed, the episode's fields, fresh."""
     rows = [
         {
             "trial_index": record.index,
             "trial": record.name,
+            "fingerprint": record.trial,
             "case": record.case,
             "training_seed": record.seed,
             **asdict(result),

@@ -11,6 +11,7 @@ import pandas as pd
 from tt_ray.distributed.sweeps.cells import Record, episode_frame
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, storable, winners
+from tt_ray.evaluation.figure_parts import value_text
 from tt_ray.evaluation.sweep_figures import curves_figure, frontier_figure, parallel_figure, parameter_figure
 from tt_ray.files import whole_file
 from tt_ray.search import safe_name
@@ -87,7 +88,7 @@ def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> list[str]:
     return [
         row["trial"],
         row["status"],
-        *(str(row[key]) for key in keys),
+        *(value_text(row[key]) for key in keys),
         str(row["seeds"]),
         str(row["episodes"]),
         number(row[metric]),
@@ -168,6 +169,7 @@ def _parent_metrics(study: Study, frame: pd.DataFrame) -> dict[str, float]:
     if len(best) == 1:
         row = best.iloc[0]
         named = [name for name in frame.columns if str(name).startswith(("score/", "return/", "val/"))]
+        named += [study.sweep.search.metric.name] if study.sweep.search.metric.name not in named else []
         figures |= {f"best/{name}": float(row[name]) for name in named if np.isfinite(row[name])}
         stem = "score" if "best/score/mean" in figures else "return"
         fresh = {name.replace("confirmed", f"confirmed/{stem}"): float(row[name]) for name in CONFIRMED}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Making:
 
 def run_trials(study: Study, board: Board, *, only_failed: bool) -> None:
     """Run what is not finished, or only what has failed; `board` is told what happens."""
-    search, resources = study.sweep.search, study.sweep.base.resources
+    resources = study.sweep.base.resources
     to_do = [(trial, study.to_do(trial, only_failed=only_failed)) for trial in study.trials]
     pending = [trial for trial, seeds in to_do if seeds]
     budget = _budget(study) if study.by_optuna and not only_failed else {}
@@ -58,9 +58,41 @@ def run_trials(study: Study, board: Board, *, only_failed: bool) -> None:
         return
     for trial, seeds in to_do:
         study.reopen(trial, seeds)
-    at_once = min(search.max_concurrent_trials, len(pending) + sum(budget.values()))
-    capacity = share_out(resources, cluster.offer(), at_once)
-    tuning = Tuning(
+    for _ in range(1 + resources.max_failures):  # again, should Tune have dropped any on the way
+        for some in _phases(study, pending):
+            if not board.cancelled():
+                points = [
+                    {"settings": dict(trial.settings), "case": trial.case, "index": trial.index}
+                    for trial in some
+                ]
+                _tuning(study, len(points)).run(points, _past(study), board)
+        pending = [trial for trial in pending if any(not r.ended for r in study.records(trial, begun=False))]
+    for case, count in budget.items():
+        if count and not board.cancelled():
+            first = 1 + max((trial.index for trial in study.trials), default=-1)
+            _tuning(study, count).run_optuna(case, count, first, _past(study, case), board)
+            study.refresh()
+
+
+def _phases(study: Study, trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The trials in their order, by turns: where few models are missing, those that train them go alone.
+
+    So they have all CPUs, which would otherwise be held by trials that wait for these models.
+    """
+    ordered, offered = study.in_order(trials), cluster.offer()
+    leaders = study.leaders(ordered)
+    places = min(study.sweep.search.max_concurrent_trials, offered.cpus, len(ordered))
+    if study.sweep.search.scheduler is not None or offered.gpus or len(leaders) >= places:
+        return [ordered] if ordered else []
+    rest = [trial for trial in ordered if trial not in leaders]
+    return [phase for phase in (leaders, rest) if phase]
+
+
+def _tuning(study: Study, trials: int) -> Tuning:
+    """How so many trials are run."""
+    search, resources = study.sweep.search, study.sweep.base.resources
+    capacity = share_out(resources, cluster.offer(), min(search.max_concurrent_trials, trials))
+    return Tuning(
         search=search,
         capacity=capacity,
         make_task=Making(study.sweep, study.folder, study.data, capacity, study.facts),
@@ -68,20 +100,6 @@ def run_trials(study: Study, board: Board, *, only_failed: bool) -> None:
         max_failures=resources.max_failures,
         folder=study.folder / "tune",
     )
-    for _ in range(1 + resources.max_failures):  # again, should Tune have dropped any on the way
-        if not pending or board.cancelled():
-            break
-        points = [
-            {"settings": dict(trial.settings), "case": trial.case, "index": trial.index}
-            for trial in study.in_order(pending)
-        ]
-        tuning.run(points, _past(study), board)
-        pending = [trial for trial in pending if any(not r.ended for r in study.records(trial, begun=False))]
-    for case, count in budget.items():
-        if count and not board.cancelled():
-            first = 1 + max((trial.index for trial in study.trials), default=-1)
-            tuning.run_optuna(case, count, first, _past(study, case), board)
-            study.refresh()
 
 
 def _budget(study: Study) -> dict[str | None, int]:

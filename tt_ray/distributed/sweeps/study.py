@@ -266,6 +266,16 @@ class Study:
 
         return sorted(trials, key=rank)
 
+    def leaders(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The first of `trials` to need each model that is not in the store."""
+        needed: dict[str, Trial] = {}
+        for trial in trials:
+            for seed in trial.config.seeds:
+                key = self.model_key(trial.config, seed)
+                if key is not None and self.store.find("models", key) is None:
+                    needed.setdefault(key, trial)
+        return list({trial.fingerprint: trial for trial in needed.values()}.values())
+
     def _proposed(self) -> list[Trial]:
         """Optuna's trials so far, by their records."""
         found: dict[str, Trial] = {}
