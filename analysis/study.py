@@ -58,13 +58,9 @@ class Study:
 
     @cached_property
     def episodes(self) -> pd.DataFrame:
-        """A row for each episode: fingerprint (of its trial), case, training_seed, seed, score, fresh, ...
-
-        They go to the trials by name: while an extended sweep runs, they still have the former numbers.
-        """
+        """A row for each episode: fingerprint (of its trial), case, training_seed, seed, score, fresh, ..."""
         frame = read_artifact(self.run_id, "episodes.parquet", f"sweep {self.name!r}")
-        names = dict(zip(self.trials["trial"], self.trials["fingerprint"], strict=True))
-        frame = frame.assign(fingerprint=frame["trial"].map(names)).dropna(subset="fingerprint")
+        frame = frame[frame["fingerprint"].isin(self.trials["fingerprint"])].copy()
         for name in ("score", "episode_return"):
             frame[name] = pd.to_numeric(frame[name], errors="coerce")
         frame["fresh"] = frame["fresh"].fillna(False).astype(bool) if "fresh" in frame else False

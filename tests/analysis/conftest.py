@@ -107,7 +107,8 @@ def write_study(
             for seed in seeds:
                 for episode in (*EPISODES, *(FRESH if best else ())):
                     score = score_of(case, strategy, seed, episode, shift)
-                    place = {"trial_index": index, "trial": trial, "case": case, "training_seed": seed}
+                    place = {"trial_index": index, "trial": trial, "fingerprint": f"f{index}", "case": case}
+                    place |= {"training_seed": seed}
                     result = {"seed": episode, "episode_return": 30.0 * score, "score": score}
                     episodes.append({**place, **result, "fresh": episode in FRESH})
             row |= _aggregates([e for e in episodes if e["trial_index"] == index], seeds)

@@ -84,6 +84,7 @@ def test_episodes_go_to_their_trials_while_these_have_other_numbers(
     names = ["horizon=1", "horizon=5", "horizon=15"]
     trials = pd.DataFrame({"index": [0, 1], "trial": [names[2], names[0]], "status": "finished"})
     episodes = pd.DataFrame({"trial_index": [0, 1, 2], "trial": names, "training_seed": 0, "seed": 7})
+    episodes["fingerprint"] = ["f1", "taken out", "f0"]
     episodes["score"] = episodes["episode_return"] = [1.0, 5.0, 15.0]
     write_sweep("renumbered", trials, episodes)
     found = study.load_study("renumbered", analysis_store)

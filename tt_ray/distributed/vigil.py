@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 INTERVAL = 0.3  # seconds between two knocks
 PRIVATE = 0.6  # seconds without an answer after which a Ray on this machine alone is dead
 SHARED = 45.0  # the same for a cluster, whose head may come back; after 60 Ray ends its drivers
+NOTICED = PRIVATE + 3 * INTERVAL  # by then a block is left after the death of a Ray on this machine alone
 UNWIND = 30.0  # seconds that the main thread then has to end by itself
 
 Address = tuple[str, int]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from study_tools import LOG, count_trainings, make_sweep
+from study_tools import count_trainings, make_sweep
 
 from tt_ray.distributed import line
 from tt_ray.distributed.sweeps.checks import Flags, check_sweep
@@ -31,10 +31,10 @@ def data(minari_folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of this process are written down, for `trainings`."""
     monkeypatch.setattr(line, "train_model", line.train_model)  # which puts it back
-    count_trainings(tmp_path / LOG)
+    count_trainings()
 
 
 @pytest.fixture

@@ -179,25 +179,25 @@ def played(storage: Path) -> Counter[tuple[str, int]]:
 
 
 class Counting:
-    """`train_model` that writes down the model's key each time; many processes may share `log`."""
+    """`train_model` that writes the model's key into a log beside the storage; many processes may share it."""
 
-    def __init__(self, train: Callable[..., None], log: Path) -> None:
-        self.train, self.log = train, log
+    def __init__(self, train: Callable[..., None]) -> None:
+        self.train = train
 
     def __call__(self, config: Any, tokens: Path, folder: Path, *rest: Any) -> None:
-        with self.log.open("ab", buffering=0) as file:
-            file.write(os.fsencode(f"{folder.name} {os.getpid()} {id(self)} {self.train}\n"))
+        with (folder.parents[2] / LOG).open("ab", buffering=0) as file:
+            file.write(os.fsencode(f"{folder.name}\n"))
         self.train(config, tokens, folder, *rest)
 
 
-def count_trainings(log: Path) -> None:
+def count_trainings() -> None:
     """Write down every training of this process from now on, whoever asks for it."""
-    train = line.train_model
-    line.train_model = Counting(train.train if isinstance(train, Counting) else train, log)  # type: ignore[assignment]
+    if not isinstance(line.train_model, Counting):
+        line.train_model = Counting(line.train_model)  # type: ignore[assignment]
 
 
 def trainings(storage: Path) -> list[str]:
-    """Keys of the models that were trained with a log beside the storage."""
+    """Keys of the models that were really trained in the storage, once each time."""
     log = storage.parent / LOG
     return log.read_text().splitlines() if log.exists() else []
 
@@ -206,5 +206,5 @@ class CountingMaking(Making):
     """A `Making` whose trials write down what they train, in whatever process."""
 
     def __call__(self, settings: Mapping[str, Any], case: str | None, index: int) -> Task:
-        count_trainings(self.folder.parents[2] / LOG)
+        count_trainings()
         return super().__call__(settings, case, index)

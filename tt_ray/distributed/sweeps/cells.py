@@ -137,7 +137,7 @@ def total_reuse(records: Sequence[Record]) -> dict[str, int]:
 
 
 def episode_frame(records: Sequence[Record], *, fresh: bool = False) -> pd.DataFrame:
-    """One row for each episode: trial_index, trial, fingerprint, case, training_seed, the episode's fields, fresh."""
+    """A row for each episode: trial_index, trial, fingerprint, case, training_seed, its fields, fresh."""
     rows = [
         {
             "trial_index": record.index,

@@ -21,6 +21,7 @@ from tt_ray.distributed.sweeps.capacity import Capacity
 from tt_ray.distributed.sweeps.halving import COUNT, VALUE, Past, scheduler
 from tt_ray.distributed.sweeps.proposals import INDEX, decoded, optuna_search
 from tt_ray.distributed.sweeps.trial import Task, run_trial
+from tt_ray.distributed.vigil import NOTICED
 from tt_ray.errors import UserError
 from tt_ray.search import SearchConfig
 
@@ -174,6 +175,7 @@ class _Told(_Here, tune.Callback):
         self._tell(trial, lambda task: self._events.ended(task, ""))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        time.sleep(NOTICED)  # where Ray itself has died, all ends here, and no trial has failed
         self._tell(trial, lambda task: self._events.ended(task, _cause(trial)))
 
     def _tell(self, trial: Any, how: Callable[[Task], None]) -> None:
