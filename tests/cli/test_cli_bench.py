@@ -53,3 +53,16 @@ def test_mistakes_are_refused_at_once(
 ) -> None:
     as_refusal(tt_ray(tmp_path, "bench", *arguments), *parts)
     assert files_below(tmp_path) == set()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_trial_costs(tmp_path: Path) -> None:
+    outcome = tt_ray(tmp_path, "bench", "--only", "sweep", "--seconds", "0", "--mlflow")
+    assert outcome.code == 0, outcome.err
+    assert "Cost of a trial" in outcome.out
+    assert "driver rss 100" in outcome.out
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = mlflow.search_runs(experiment_names=["tt-ray bench"], output_format="list")
+    assert run.data.metrics["sweep/trials"] == 200
+    assert run.data.metrics["sweep/overhead_seconds"] > 0

@@ -128,7 +128,11 @@ def test_a_search_that_learns_from_its_trials_completes_its_budget(tmp_path: Pat
     assert np.isfinite(found.table["val/loss"]).all()
     assert len(found.statuses) == 1 + search["num_trials"]
     assert set(found.statuses.values()) == {"FINISHED"}
-    assert tiny.leftovers(tmp_path / "runs") == []
+    models = (tmp_path / "runs" / "models").glob("[!.]*")
+    partial = [model.name for model in models if not (model / "stage.json").exists()]  # of stopped trials
+    assert len(partial) == (found.table["status"] == "stopped").sum()
+    notes = [f"models/.claims/{key}.json" for key in sorted(partial)]  # how long that training took
+    assert tiny.leftovers(tmp_path / "runs") == (["models/.claims", *notes] if partial else [])
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
@@ -181,9 +185,9 @@ def test_a_trial_that_always_dies_fails_alone_and_is_retried_alone(
     table = pd.read_parquet(tmp_path / "runs" / "sweeps" / "study" / "trials.parquet")
     assert table["status"].tolist() == ["finished", "failed"]
     cause = table["cause"][1]
-    assert "died" in cause
+    assert "its worker process has died" in cause
     assert cause.count("\n") == 0
-    assert text.count(cause[:40]) >= 1
+    assert cause in " ".join(text.split())
     found = tools.outcome(tmp_path)
     failed = next(run for run, status in found.statuses.items() if status == "FAILED")
     assert found.tags[failed]["error"] == cause
@@ -196,7 +200,7 @@ def test_a_trial_that_always_dies_fails_alone_and_is_retried_alone(
     found = tools.outcome(tmp_path)
     assert found.table["status"].tolist() == ["finished", "finished"]
     assert set(found.statuses.values()) == {"FINISHED"}
-    assert found.tags[failed]["error"] == ""
+    assert "error" not in found.tags[failed]
 
 
 def write_deadly() -> None:

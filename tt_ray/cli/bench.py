@@ -210,7 +210,7 @@ def _sweep() -> dict[str, Any]:
 
     with console.status("200 trials with next to nothing to compute"):
         report = measure_sweep()
-    return _show_report(asdict(report), "sweep", "What a trial costs beside its stages")
+    return _show_report(asdict(report), "sweep", "Cost of a trial")
 
 
 def _show_report(report: dict[str, Any], what: str, title: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def played(storage: Path) -> Counter[tuple[str, int]]:
 
 
 class Counting:
-    """`train_model` that writes the model's key into a log beside the storage; many processes may share it."""
+    """`train_model` that writes the model's key into a log beside the storage, which processes share."""
 
     def __init__(self, train: Callable[..., None]) -> None:
         self.train = train

@@ -61,6 +61,8 @@ class Launched:
     outcome: SweepOutcome
     before: dict[str, Any]
     """Its cells at the beginning."""
+    trained: list[str]
+    """Keys of the models trained up to now."""
     client: Any
 
     @property
@@ -96,7 +98,7 @@ def start(
     study = check_sweep(sweep, flags)
     before = cells(study)
     outcome = run_sweep(study, MlflowTracker(uri, sweep.base.name, interval=0.2), flags, Quiet())
-    return Launched(study, outcome, before, MlflowClient(tracking_uri=uri))
+    return Launched(study, outcome, before, trainings(study.storage), MlflowClient(tracking_uri=uri))
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,9 @@ def extended(twelve: Launched, uri: str) -> Launched:
 class TestTwelveBeamSettings:
     def test_one_model_is_trained_once(self, twelve: Launched) -> None:
         study, frame = twelve.study, twelve.frame
-        (stage,) = (stage for stage in study.store.stages() if stage.kind == "models")
-        assert trainings(study.storage) == [stage.key]
+        stage = study.store.find("models", str(study.model_key(study.trials[0].config, 0)))
+        assert stage is not None
+        assert twelve.trained == [stage.key]
         reused = [record.reused for trial in study.trials for record in study.records(trial)]
         assert sum("models" not in counts for counts in reused) == 1
         assert Counter(frame["reused"]) == {"tokens": 1, "tokens, model": 11}

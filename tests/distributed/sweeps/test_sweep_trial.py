@@ -235,6 +235,15 @@ def test_a_reused_model_shows_its_curves(tmp_path: Path) -> None:
     assert curves[0] == curves[1] == curves[2]
 
 
+def test_curves_end_where_the_training_does(tmp_path: Path) -> None:
+    long = {"episodes": 30, "max_steps": 2}
+    study = launch(make_sweep(tmp_path, training={"steps": 20}, evaluation=long)).study
+    for folder in (study.folder / "cells").iterdir():
+        found = points(folder)
+        assert {step for name, step in found if name.startswith("val/")} == {20}
+        assert {step for name, step in found if name.startswith(("score/", "return/"))} == {30}
+
+
 def test_a_cell_can_be_run_by_itself(tmp_path: Path) -> None:
     study = launch(make_sweep(tmp_path, seeds=[0, 1])).study
     for trial in study.trials:

@@ -28,6 +28,7 @@ from tt_ray.search import SearchConfig
 TaskOf = Callable[[Mapping[str, Any]], Task]
 """The task of a trial's configuration, as Tune has it."""
 
+_GUESSES = "There are some potential root causes"  # what Ray goes on with, after what it knows
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -204,6 +205,9 @@ class _Cancel(_Here, tune.Stopper):
 
 def _cause(trial: Any) -> str:
     """Why a trial's process died, in one line."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error is not None else []
-    return lines[-1] if lines else "its process died"
+    try:
+        text = Path(trial.error_file).read_text(errors="replace")  # the storage has it only later
+    except (OSError, TypeError):
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].partition(_GUESSES)[0].strip() if lines else "its process died"
