@@ -54,7 +54,6 @@ def run_sweep(
     """All that is still to do of a sweep, with Ray up; `watch(board)` is a context manager that shows it."""
     folder = study.folder
     with exclusive(folder, running(study)), _parent(study, tracker) as parent:
-        _tidy(folder)
         with whole_file(folder / "sweep.yaml") as path:
             path.write_text(study.sweep.source)
         parent.artifact(folder / "sweep.yaml")
@@ -100,6 +99,8 @@ class _TableKeeper:
 
 
 def _parent(study: Study, tracker: MlflowTracker) -> Run:
+    """The sweep's own run, in a folder that is tidied first: its thread writes there from then on."""
+    _tidy(study.folder)
     base, search = study.sweep.base, study.sweep.search
     tags = {
         **provenance_tags(),
@@ -124,10 +125,6 @@ def _tidy(folder: Path) -> None:
     """Remove what a driver that was killed has left."""
     for leftover in (folder / "tune", folder / "progress"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for file in (
-        folder / CANCEL,
-        *folder.glob(".*.md"),
-        *folder.glob(".*.parquet"),
-        *folder.glob("cells/*/.*"),
-    ):
+    hidden = (file for pattern in (".*", "figures/.*", "cells/*/.*") for file in folder.glob(pattern))
+    for file in (folder / CANCEL, *(file for file in hidden if file.is_file())):
         file.unlink(missing_ok=True)
