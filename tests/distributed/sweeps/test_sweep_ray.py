@@ -311,16 +311,17 @@ class TestMlflow:
 
 @pytest.mark.usefixtures("ray_local")
 @pytest.mark.slow
-def test_several_workers_and_actors_on_two_cores_do_not_block(tmp_path: Path, uri: str) -> None:
-    for workers, actors in ((2, 2), (1, 1)):
-        search = {"parameters": {"planner.horizon": {"values": [1, 2, 3]}}, "max_concurrent_trials": 4}
-        resources = {"workers": workers, "evaluation_actors": actors, "episodes_per_actor": 2}
-        folder, name = tmp_path / str(workers), f"{workers} workers"
-        found = start(folder, uri, search, resources=resources, seeds=[0, 1], name=name)
-        assert list(found.frame["status"]) == 3 * ["finished"]
-        assert list(found.frame["episodes"]) == 3 * [8]
-        assert np.isfinite(found.frame["confirmed/mean"]).sum() == 1
-        assert len(trainings(found.study.storage)) == 2
+@pytest.mark.parametrize(("workers", "actors", "seeds"), [(2, 2, [0]), (1, 1, [0, 1])])
+def test_several_processes_for_each_trial_do_not_block_two_cores(
+    tmp_path: Path, uri: str, workers: int, actors: int, seeds: list[int]
+) -> None:
+    search = {"parameters": {"planner.horizon": {"values": [1, 2, 3]}}, "max_concurrent_trials": 4}
+    resources = {"workers": workers, "evaluation_actors": actors, "episodes_per_actor": 2}
+    found = start(tmp_path, uri, search, resources=resources, seeds=seeds, name=f"{workers} workers")
+    assert list(found.frame["status"]) == 3 * ["finished"]
+    assert list(found.frame["episodes"]) == 3 * [4 * len(seeds)]
+    assert np.isfinite(found.frame["confirmed/mean"]).sum() == 1
+    assert len(found.trained) == len(set(found.trained)) == len(seeds)
 
 
 @pytest.mark.usefixtures("ray_local")

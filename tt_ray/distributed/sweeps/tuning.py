@@ -28,7 +28,7 @@ from tt_ray.search import SearchConfig
 TaskOf = Callable[[Mapping[str, Any]], Task]
 """The task of a trial's configuration, as Tune has it."""
 
-_GUESSES = "There are some potential root causes"  # what Ray goes on with, after what it knows
+_GUESSES = "Some common causes include"  # what Ray goes on with, after what it knows
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
