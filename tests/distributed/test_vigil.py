@@ -29,6 +29,23 @@ def test_a_block_ends_when_a_service_dies(service: socket.socket) -> None:
             time.sleep(60)
 
 
+def test_a_process_that_has_left_its_block_goes_on() -> None:
+    code = """
+import time
+from tt_ray.distributed import vigil
+from tt_ray.errors import UserError
+vigil.UNWIND = 0.2
+try:
+    with vigil.while_ray_lives(0.1, {"raylet": ("127.0.0.1", 1)}):
+        time.sleep(60)
+except UserError:
+    time.sleep(1)
+print("goes on")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "goes on\n")
+
+
 def test_a_living_service_is_left_alone(service: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vigil, "INTERVAL", 0.01)
     with while_ray_lives(0.02, {"raylet": service.getsockname()}):

@@ -21,7 +21,7 @@ INTERVAL = 0.3  # seconds between two knocks
 PRIVATE = 0.6  # seconds without an answer after which a Ray on this machine alone is dead
 SHARED = 45.0  # the same for a cluster, whose head may come back; after 60 Ray ends its drivers
 NOTICED = PRIVATE + 3 * INTERVAL  # by then a block is left after the death of a Ray on this machine alone
-UNWIND = 30.0  # seconds that the main thread then has to end by itself
+UNWIND = 30.0  # seconds that the main thread then has to leave the block
 
 Address = tuple[str, int]
 
@@ -72,14 +72,13 @@ class _Watch(threading.Thread):
                 break
         if self.death:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            threading.Thread(target=_end_process, args=(self.death,), daemon=True).start()
+            threading.Thread(target=self._end_process, daemon=True).start()
 
-
-def _end_process(message: str) -> None:
-    """End the process, unless it has ended by then."""
-    time.sleep(UNWIND)
-    logger.error(message)
-    os._exit(2)
+    def _end_process(self) -> None:
+        """End the process, unless the block has been left by then."""
+        if not self.over.wait(UNWIND):
+            logger.error(self.death)
+            os._exit(2)
 
 
 def _answers(address: Address) -> bool:

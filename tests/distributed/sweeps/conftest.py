@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import study_tools
 import tiny
-from study_tools import count_trainings, make_sweep
+from ray import cloudpickle
+from study_tools import CountingMaking, count_trainings, make_sweep
+from tracking_tools import new_store
 
 from tt_ray.distributed import line
+from tt_ray.distributed.sweeps import schedule
 from tt_ray.distributed.sweeps.checks import Flags, check_sweep
 from tt_ray.distributed.sweeps.study import Study
 
@@ -41,3 +45,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def study(tmp_path: Path) -> Study:
     """A checked study of three horizons, of which nothing has been done."""
     return check_sweep(make_sweep(tmp_path), Flags())
+
+
+@pytest.fixture(scope="session")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database; to make one takes seconds."""
+    return new_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def counted_everywhere() -> Iterator[None]:
+    """Trainings are written down in Ray's processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "Making", CountingMaking)
+        patch.setattr(line, "train_model", line.train_model)  # which puts it back
+        cloudpickle.register_pickle_by_value(study_tools)  # Ray's processes cannot import it
+        yield
+        cloudpickle.unregister_pickle_by_value(study_tools)
