@@ -1,0 +1,169 @@
+"""The critic of implicit Q-learning: two Q networks and V, and the folder that holds a trained one.
+
+config.json                 sizes, settings, data spec, step
+metrics.json                the last point of the training curves
+model.safetensors           weights and normalisation
+training_state.safetensors  optimizer moments and target networks
+checksums.json              SHA-256 of each of the above
+
+Shape letters: N observation, M action, `...` any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tt_ray.data.episodes import DataSpec
+from tt_ray.errors import UserError
+from tt_ray.model.checkpoint import CHECKSUMS, verify_checkpoint
+
+MIN_STD = 1e-3
+"""Dimensions that vary less count as constant, and are only centred."""
+
+
+class Critic(nn.Module):
+    """Q(s, a), twice, and V(s) of raw observations and actions; the module normalises them itself."""
+
+    observation_mean: Tensor  # [N]
+    observation_std: Tensor  # [N]
+    action_mean: Tensor  # [M]
+    action_std: Tensor  # [M]
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.observation_dim, self.action_dim, self.hidden = observation_dim, action_dim, tuple(hidden)
+        self.q_networks = nn.ModuleList(_mlp(observation_dim + action_dim, self.hidden) for _ in range(2))
+        self.v_network = _mlp(observation_dim, self.hidden)
+        for name, size in (("observation", observation_dim), ("action", action_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+
+    def normalise_by(self, observations: Tensor, actions: Tensor) -> None:
+        """Take mean and standard deviation from data: observations [T, N], actions [T, M]."""
+        for name, values in (("observation", observations), ("action", actions)):
+            std, mean = torch.std_mean(values.double(), dim=0, correction=0)
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(torch.where(std < MIN_STD, 1.0, std))
+
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Both networks' Q [2, ...] of observations [..., N] and actions [..., M]."""
+        normal = (actions - self.action_mean) / self.action_std
+        features = torch.cat([self._normalised(observations), normal], dim=-1)
+        return torch.stack([network(features)[..., 0] for network in self.q_networks])
+
+    def q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The smaller Q [...] of observations [..., N] and actions [..., M]."""
+        return self.q_values(observations, actions).amin(dim=0)
+
+    def v(self, observations: Tensor) -> Tensor:
+        """V [...] of observations [..., N]."""
+        return self.v_network(self._normalised(observations))[..., 0]
+
+    def _normalised(self, observations: Tensor) -> Tensor:
+        return (observations - self.observation_mean) / self.observation_std
+
+
+def _mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ReLU in between and one output."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, 1))
+
+
+@dataclass(frozen=True)
+class CriticCheckpoint:
+    """A critic with what it was trained on and how."""
+
+    critic: Critic
+    spec: DataSpec
+    settings: Mapping[str, Any]
+    """CriticConfig as plain data (a search needs its `discount` and `reward_shift`), and `seed`."""
+    step: int
+    metrics: Mapping[str, float]
+
+
+def save_critic(folder: Path, checkpoint: CriticCheckpoint, training_state: Mapping[str, Tensor]) -> None:
+    """Write `folder`, which must not exist, whole or not at all: under a temporary name, then renamed.
+
+    `UserError` where the disk is full or cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(temporary, checkpoint, training_state)
+        os.replace(temporary, folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise UserError(f"{folder}: cannot write the critic: {error}") from error
+        raise
+
+
+def _write_files(folder: Path, checkpoint: CriticCheckpoint, training_state: Mapping[str, Tensor]) -> None:
+    critic = checkpoint.critic
+    config = {
+        "critic": {
+            "observation_dim": critic.observation_dim,
+            "action_dim": critic.action_dim,
+            "hidden": critic.hidden,
+        },
+        "settings": dict(checkpoint.settings),
+        "data": checkpoint.spec.to_json(),
+        "step": checkpoint.step,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "metrics.json").write_text(json.dumps(dict(checkpoint.metrics), indent=1))
+    for name, tensors in (("model", critic.state_dict()), ("training_state", training_state)):
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(plain, folder / f"{name}.safetensors")
+    checksums = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
+    }
+    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+
+
+def load_critic(
+    folder: Path, device: torch.device | str = "cpu", spec: DataSpec | None = None
+) -> CriticCheckpoint:
+    """Verify and read what `save_critic` wrote, the critic in evaluation mode.
+
+    `UserError` where it is unusable, or is for other dimensions than the data `spec` describes.
+    """
+    verify_checkpoint(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        critic = Critic(**config["critic"])
+        critic.load_state_dict(load_file(folder / "model.safetensors"))
+        own_spec = DataSpec.from_json(config["data"])
+        metrics = json.loads((folder / "metrics.json").read_text())
+        step, settings = int(config["step"]), config["settings"]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{folder}: not a critic that this version can read ({reason})") from error
+    if spec is not None:
+        _require_dimensions(folder, critic, spec)
+    return CriticCheckpoint(critic.to(device).eval(), own_spec, settings, step, metrics)
+
+
+def _require_dimensions(folder: Path, critic: Critic, spec: DataSpec) -> None:
+    if (critic.observation_dim, critic.action_dim) != (spec.observation_dim, spec.action_dim):
+        raise UserError(
+            f"{folder}: a critic for {critic.observation_dim} observation and {critic.action_dim} action "
+            f"dimensions, where {spec.dataset_id} has {spec.observation_dim} and {spec.action_dim}; "
+            "use one that was trained on this data"
+        )
