@@ -29,6 +29,20 @@ class TokenLayout:
     observation_dim: int
     action_dim: int
     num_bins: int
+    goal_slots: tuple[int, ...] = ()
+    """Observation slots that form a goal, whose tokens come before the trajectory; () for none."""
+    partial: bool = False
+    """Whether observation tokens may be hidden: one token more."""
+
+    @property
+    def goal_dim(self) -> int:
+        """G, tokens before the first transition."""
+        return len(self.goal_slots)
+
+    @property
+    def hidden_token(self) -> int:
+        """Token in place of an observation that is hidden; one past the stop token."""
+        return self.num_bins + 1
 
     @property
     def slots(self) -> int:

@@ -7,7 +7,6 @@ taken up at a checkpoint takes the steps that the uninterrupted run would have t
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from tt_ray.config import require, to_dict
+from tt_ray.config import CriticConfig, to_dict
 from tt_ray.data.episodes import DataSpec, Episodes
 from tt_ray.data.windows import batch_of_step
 from tt_ray.errors import UserError
@@ -34,41 +33,6 @@ TARGET = "target."
 """What the names of the target networks' tensors begin with in a checkpoint."""
 PACE = ("steps", "log_every", "checkpoint_every")
 """Settings that may change between interruption and resumption: they alter no update."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriticConfig:
-    """The critic and its optimisation; the defaults are the paper's for locomotion."""
-
-    expectile: float = 0.7
-    """0.5: V is the behaviour's mean; towards 1: the best action's in the data (0.9 for mazes)."""
-    discount: float = 0.99
-    reward_shift: float = 0.0
-    """Added to every reward (-1 for AntMaze); the search must add the same."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of each network."""
-    steps: int = 1_000_000
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    target_rate: float = 0.005
-    """Share of the way that the target networks go towards the Q networks with each update."""
-    log_every: int = 1_000
-    """Steps between two points of the training curves."""
-    checkpoint_every: int = 20_000
-    """Steps between two checkpoints."""
-
-    def __post_init__(self) -> None:
-        def check(fine: bool, name: str, must: str) -> None:
-            require(fine, f"critic.{name}", f"must {must}, not {getattr(self, name)}")
-
-        check(0 < self.expectile < 1, "expectile", "lie between 0 and 1")
-        check(0 < self.discount <= 1, "discount", "lie in (0, 1]")
-        check(0 < self.target_rate <= 1, "target_rate", "lie in (0, 1]")
-        check(math.isfinite(self.reward_shift), "reward_shift", "be finite")
-        check(0 < self.learning_rate < math.inf, "learning_rate", "be positive")
-        check(len(self.hidden) > 0 and min(self.hidden) > 0, "hidden", "be one or more positive widths")
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            check(getattr(self, name) >= 1, name, "be at least 1")
 
 
 @dataclass(frozen=True)
