@@ -29,7 +29,8 @@ from tt_ray.data.windows import WindowSet, batch_of_step
 from tt_ray.model.cache import CompiledStep, SearchCache
 from tt_ray.model.loss import kind_weights, loss_sums, target_kinds
 from tt_ray.model.transformer import TrajectoryTransformer
-from tt_ray.planning.beam import BeamSearch, Plans, SearchSettings, Uniforms
+from tt_ray.planning.beam import BeamSearch, Plans
+from tt_ray.planning.expansions import SearchSettings, Uniforms
 from tt_ray.planning.graphs import CudaCapture, GraphedSearch
 from tt_ray.planning.objectives import Return
 from tt_ray.training.optimizer import build_optimizer

@@ -124,8 +124,8 @@ FAULTS = [
     # unknown keys
     ("model:\n  num_layer: 3", "x.yaml:4: model.num_layer: unknown key; did you mean num_layers?"),
     ("modl: {}", "x.yaml:3: modl: unknown key; did you mean model?"),
-    ("horizon: 5", "x.yaml:3: horizon: unknown key; did you mean planner.horizon?"),
-    ("steps: 5", "x.yaml:3: steps: unknown key; did you mean training.steps or collect.steps?"),
+    ("horizon: 5", "x.yaml:3: horizon: unknown key; did you mean planner.horizon or prediction.horizon?"),
+    ("steps: 5", "x.yaml:3: steps: unknown key; did you mean training.steps or critic.steps or "),
     ("planner: {embed_dim: 8}", "x.yaml:3: planner.embed_dim: unknown key; did you mean model.embed_dim?"),
     (
         "\nmodel: {zzz: 3}",
@@ -177,6 +177,11 @@ FAULTS = [
     ("collect: {steps: 5}", "x.yaml:3: collect.environment: this key is required"),
     # rules, of one section and across sections
     ("planner:\n  horizon: 0", "x.yaml:4: planner.horizon: must be at least 1, not 0"),
+    (
+        "planner:\n  objective: goal",
+        "x.yaml:4: planner.objective: goal needs a model that is trained with goals",
+    ),
+    ("goal:\n  dims: []", "x.yaml:4: goal.dims: must name some dimensions"),
     ("seeds: []", "x.yaml:3: seeds: needs at least one training seed"),
     ("planner: {window: 12}", "x.yaml:3: planner.window: 12 is larger than the model's context of 10"),
     (
@@ -255,7 +260,7 @@ def test_unreadable_files(file: Path) -> None:
 OVERRIDE_FAULTS = [
     ("planner.horizont=5", "unknown key planner.horizont; did you mean planner.horizon?"),
     ("planer.horizon=5", "unknown key planer.horizon; did you mean planner.horizon?"),
-    ("horizon=5", "unknown key horizon; did you mean planner.horizon?"),
+    ("horizon=5", "unknown key horizon; did you mean planner.horizon or prediction.horizon?"),
     ("planner.num_layers=5", "unknown key planner.num_layers; did you mean model.num_layers?"),
     ("model.zzz=5", "unknown key model.zzz; known here: num_layers, num_heads, "),
     ("zzz.q=5", "unknown key zzz.q; known here: name, dataset, "),

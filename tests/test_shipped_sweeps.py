@@ -10,6 +10,7 @@ import pytest
 
 from tt_ray.config import to_dict
 from tt_ray.data.d4rl_names import parse_d4rl_name
+from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
 from tt_ray.sweep_file import Sweep, load_sweep
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
@@ -22,6 +23,8 @@ SIZES = {  # trials, training seeds, episodes of each
     "bins": (6, 3, 20),
     "context_length": (12, 2, 20),
     "data_fraction": (6, 3, 20),
+    "delayed_rewards": (3, 3, 20),
+    "discretisation": (12, 3, 20),
     "frontier": (27, 1, 10),
     "locomotion": (12, 5, 20),
     "replanning": (5, 3, 20),
@@ -113,6 +116,24 @@ def test_files_that_vary_the_planner_share_their_models() -> None:
         whole = to_dict(sweep.base)
         stages.append({key: whole[key] for key in ("dataset", "discretizer", "model", "training")})
     assert all(stage == stages[0] for stage in stages)
+
+
+def models(name: str) -> set[str]:
+    """Fingerprints of the models of a file's trials, were all data the same."""
+    trials = load_sweep(FOLDER / f"{name}.yaml").trials()
+    return {
+        model_fingerprint(trial.config, tokens_fingerprint(trial.config, trial.config.dataset.id), seed)
+        for trial in trials
+        for seed in trial.config.seeds
+    }
+
+
+def test_the_studies_of_bins_and_of_delayed_rewards_share_the_models_of_others() -> None:
+    discretisation, delayed = models("discretisation"), models("delayed_rewards")
+    assert (len(discretisation), len(delayed)) == (12 * 3, 3 * 3)
+    assert models("bins") < discretisation
+    assert len(models("uniform_vs_quantile") & discretisation) == 2 * 3  # one of its two data sets
+    assert len(models("bins") & delayed) == 3  # paid at every step
 
 
 def test_the_locomotion_table_has_every_task_with_the_authors_settings() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.dataset.minari_dataset import DATASET_ID_RE
 
-from tt_ray.config import DatasetConfig, ExperimentConfig, ModelConfig, to_dict
+from tt_ray.config import DatasetConfig, ExperimentConfig, GoalConfig, ModelConfig, to_dict
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import load_experiment
 from tt_ray.search import Range, SearchConfig, Values
@@ -233,6 +233,8 @@ def test_small_settings_stay_as_they_are(small: Callable[[str], Sweep]) -> None:
         ("mujoco/halfcheetah/expert-v0", "HalfCheetah-v5"),
         ("d4rl/walker2d/medium-v2", "Walker2d-v4"),
         ("mine/Ant-noisy-v1", "Ant-v5"),
+        ("D4RL/antmaze/medium-play-v1", "AntMaze_UMaze-v5"),
+        ("D4RL/pointmaze/large-v2", "PointMaze_UMaze-v3"),
     ],
 )
 def test_the_environment_is_told_by_the_id(dataset: str, environment: str) -> None:
@@ -241,7 +243,52 @@ def test_the_environment_is_told_by_the_id(dataset: str, environment: str) -> No
     assert collect.environment == environment
 
 
-@pytest.mark.parametrize("dataset", ["D4RL/antmaze/umaze-v1", "me/task-v0"])
+GOALS = """
+name: goals
+dataset: {id: mine/rooms-v0, observation_keys: [achieved_goal, observation]}
+goal: {relabel: future, dims: [0, 1]}
+critic: {steps: 50000, hidden: [256, 256], log_every: 1, expectile: 0.9}
+ensemble: {members: 7, hidden: [200]}
+prediction: {context: 1}
+planner: {objective: goal, goal: [0.5, 1.5]}
+evaluation: {record: [0, 1]}
+collect: {environment: PointMaze_Open-v3, method: waypoints, segment_cells: 3, steps: 100000}
+search: {parameters: {critic.hidden: {values: [[64], [128, 128]]}, ensemble.steps: {values: [9000, 5000]}}}
+"""
+
+
+def test_a_study_of_goals_keeps_its_maze_its_goals_and_what_it_observes(
+    small: Callable[[str], Sweep],
+) -> None:
+    sweep = small(GOALS)
+    base = sweep.base
+    assert base.goal == GoalConfig(relabel="future", dims=(0, 1))
+    assert base.dataset.observation_keys == ("achieved_goal", "observation")
+    assert (base.planner.objective, base.planner.goal) == ("goal", (0.5, 1.5))
+    assert base.evaluation.record == (0, 1)
+    collect, critic = base.collect, base.critic
+    assert collect is not None
+    assert (collect.environment, collect.method, collect.segment_cells) == (
+        "PointMaze_Open-v3",
+        "waypoints",
+        3,
+    )
+    assert collect.steps <= 400
+    assert critic is not None
+    assert critic.steps * critic.batch_size <= 64
+    assert (critic.log_every, critic.expectile) == (1, 0.9)
+    assert base.ensemble.members <= 3
+    assert base.prediction.context == 1
+    assert base.prediction.rollouts * base.prediction.horizon * base.prediction.starts <= 24
+
+
+def test_searched_widths_stay_different_and_in_their_order(small: Callable[[str], Sweep]) -> None:
+    sweep = small(GOALS)
+    assert column(sweep, "critic", "hidden") == [(8,), (8,), (16,), (16,)]
+    assert column(sweep, "ensemble", "steps") == [8, 6, 8, 6]
+
+
+@pytest.mark.parametrize("dataset", ["D4RL/kitchen/mixed-v1", "me/task-v0"])
 def test_an_id_that_tells_no_environment_is_refused(small: Callable[[str], Sweep], dataset: str) -> None:
     with pytest.raises(UserError, match=f"cannot tell the environment of {dataset}: give the file a section"):
         small(f"name: x\ndataset: {{id: {dataset}}}\n")

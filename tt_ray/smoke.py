@@ -24,7 +24,7 @@ from tt_ray.sweep_file import Sweep
 
 MOST_CASES, MOST_VALUES, MOST_SEEDS, MOST_TRIALS = 12, 2, 2, 3
 
-_SIZES: Mapping[str, tuple[int, int]] = {
+_SIZES: Mapping[str, tuple[Any, Any]] = {
     "discretizer.num_bins": (50, 100),
     "model.num_layers": (1, 2),
     "model.num_heads": (1, 2),
@@ -46,6 +46,21 @@ _SIZES: Mapping[str, tuple[int, int]] = {
     "evaluation.episodes": (1, 2),
     "evaluation.max_steps": (5, 10),
     "evaluation.bootstrap_samples": (100, 200),
+    "critic.hidden": ((8,), (16,)),
+    "critic.steps": (6, 8),
+    "critic.batch_size": (4, 8),
+    "critic.log_every": (1, 2),
+    "critic.checkpoint_every": (2, 4),
+    "ensemble.members": (2, 3),
+    "ensemble.hidden": ((8,), (16,)),
+    "ensemble.steps": (6, 8),
+    "ensemble.batch_size": (4, 8),
+    "ensemble.log_every": (1, 2),
+    "ensemble.checkpoint_every": (2, 4),
+    "prediction.rollouts": (2, 4),
+    "prediction.horizon": (2, 3),
+    "prediction.starts": (1, 2),
+    "prediction.context": (2, 3),
     "collect.steps": (200, 400),
     "collect.directions": (2, 4),
     "collect.top_directions": (1, 2),
@@ -56,10 +71,12 @@ _SIZES: Mapping[str, tuple[int, int]] = {
     "resources.episodes_per_actor": (1, 2),
 }
 """Largest value of each size, after a smaller one for searches that would otherwise have it twice."""
-_EXACTLY = {"model.num_layers": 1, "model.embed_dim": 16}
+_EXACTLY = {"model.num_layers": 1, "model.embed_dim": 16, "critic.hidden": [16], "ensemble.hidden": [16]}
 """Sizes that do not depend on what the file has: a width must be divisible by one head and by two."""
 _NO_LIMIT = {"evaluation.max_steps", "collect.max_steps"}
 """Sizes of which None is the largest."""
+_MAZES = {"pointmaze": "PointMaze_UMaze-v3", "antmaze": "AntMaze_UMaze-v5"}
+"""The smallest maze of each robot: observations and goals are the same in all."""
 _FIRST_RUNG = {"episodes": 1, "training_steps": 4}
 
 
@@ -136,6 +153,8 @@ def _guess_environment(dataset_id: str) -> str:
     for word in re.split(r"[^a-z0-9]+", dataset_id.lower()):
         if word in D4RL_ENVIRONMENTS:
             return D4RL_ENVIRONMENTS[word].id
+        if word in _MAZES:
+            return _MAZES[word]
     raise UserError(
         f"dataset.id: a smoke run collects its own data, and cannot tell the environment of {dataset_id}: "
         "give the file a section collect: {environment: ...}"

@@ -3,8 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tt_ray.config import DatasetConfig, DiscretizerConfig
-from tt_ray.data.episodes import DataSpec, Episodes, apply_terminal_penalty, discounted_values
+from tt_ray.config import MAX_BINS, DatasetConfig, DiscretizerConfig
+from tt_ray.data.discretizer import Discretizer
+from tt_ray.data.episodes import (
+    DataSpec,
+    Episodes,
+    apply_terminal_penalty,
+    delay_rewards,
+    discounted_values,
+    treat_rewards,
+)
 from tt_ray.data.tokens import Kind, TokenLayout, fit_tokens
 
 SPEC = DataSpec(
@@ -99,3 +107,71 @@ def test_a_penalty_does_not_move_the_bins_of_ordinary_rewards() -> None:
     ordinary = episodes.rewards[~episodes.terminated]
     half_a_bin = (ordinary.max() - ordinary.min()) / 48 / 2
     assert np.abs(decoded[~episodes.terminated] - ordinary).max() <= half_a_bin * 1.001
+
+
+def test_delayed_rewards_pay_each_return_at_the_end() -> None:
+    episodes = make_episodes([[1.0, 2.0, 4.0], [8.0], [-1.0, 3.0]], [True, False, False])
+    delayed = delay_rewards(episodes)
+    assert delayed.rewards.tolist() == [0.0, 0.0, 7.0, 8.0, 0.0, 2.0]
+    assert delayed.rewards.dtype == np.float32
+    assert delayed.returns.tolist() == episodes.returns.tolist()
+    assert episodes.rewards.tolist() == [1.0, 2.0, 4.0, 8.0, -1.0, 3.0]
+
+
+def test_rewards_are_delayed_before_the_terminal_penalty_and_the_values() -> None:
+    episodes = make_episodes([[1.0, 2.0], [3.0, 4.0]], [True, False])
+    dataset = DatasetConfig(id="toy", discount=0.5, delayed_rewards=True, terminal_penalty=-9.0)
+    assert treat_rewards(episodes, dataset).rewards.tolist() == [0.0, -9.0, 0.0, 7.0]
+    tokens, bins, layout = fit_tokens(episodes, dataset, DiscretizerConfig(num_bins=20))
+    decoded = bins.decode(tokens)
+    assert decoded[:, layout.reward_slot].tolist() == [0.0, -9.0, 0.0, 7.0]
+    assert decoded[:, layout.value_slot].tolist() == [-9.0, 0.0, 7.0, 0.0]
+    plain = treat_rewards(episodes, DatasetConfig(id="toy"))
+    assert plain.rewards.tolist() == episodes.rewards.tolist()
+
+
+LONG = [np.ones(1000).tolist()] * 4
+
+
+def hide(fraction: float, seed: int = 0, num_bins: int = 20) -> tuple[np.ndarray, Discretizer, TokenLayout]:
+    dataset = DatasetConfig(id="toy", hidden_fraction=fraction, split_seed=seed)
+    return fit_tokens(make_episodes(LONG, [True] * 4), dataset, DiscretizerConfig(num_bins=num_bins))
+
+
+def test_observations_are_hidden_with_their_probability_and_nothing_else_is() -> None:
+    whole, bins, seen = hide(0.0)
+    tokens, fitted, layout = hide(0.3)
+    assert (seen.partial, layout.partial) == (False, True)
+    assert layout.hidden_token == 21
+    hidden = tokens == layout.hidden_token
+    assert not hidden[:, 2:].any()
+    for column in hidden.T[:2]:
+        assert abs(column.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / len(column))
+    both = hidden[:, 0] & hidden[:, 1]
+    assert abs(both.mean() - 0.09) < 4 * np.sqrt(0.09 * 0.91 / len(both))  # each on its own
+    np.testing.assert_array_equal(tokens[~hidden], whole[~hidden])
+    np.testing.assert_array_equal(fitted.edges, bins.edges)  # fitted to all values
+
+
+def test_what_is_hidden_follows_from_the_seed_of_the_split() -> None:
+    tokens, again, other = hide(0.5)[0], hide(0.5)[0], hide(0.5, seed=1)[0]
+    np.testing.assert_array_equal(tokens, again)
+    assert (tokens != other).any()
+    more = hide(0.7)[0]
+    assert (more[tokens == 21] == 21).all()  # a larger share hides those too
+
+
+@pytest.mark.parametrize(
+    ("num_bins", "fraction", "dtype"),
+    [
+        (254, 0.5, np.uint8),
+        (255, 0.5, np.int16),
+        (255, 0.0, np.uint8),
+        (MAX_BINS, 0.5, np.int16),
+    ],
+)
+def test_the_hidden_token_fits_its_type(num_bins: int, fraction: float, dtype: type) -> None:
+    tokens, _, layout = hide(fraction, num_bins=num_bins)
+    assert tokens.dtype == dtype
+    assert tokens.min() >= 0
+    assert np.isclose((tokens[:, :2] == layout.hidden_token).mean(), fraction, atol=0.05)

@@ -1,24 +1,43 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tt_ray.data.tokens import TokenLayout
-from tt_ray.data.windows import WindowSet, batch_of_step, split_episodes
+from tt_ray.data.windows import (
+    WindowSet,
+    batch_of_step,
+    goals_of_step,
+    goals_of_windows,
+    split_episodes,
+)
 
 LAYOUT = TokenLayout(observation_dim=1, action_dim=1, num_bins=200)  # D = 4
 STOP = LAYOUT.stop_token
+WITH_GOAL = TokenLayout(observation_dim=2, action_dim=0, num_bins=200, goal_slots=(1, 0))  # D = 4 again
 
 
-def make_windows(lengths: list[int], terminated: list[bool], window: int, episodes: list[int]) -> WindowSet:
+def make_windows(
+    lengths: list[int],
+    terminated: list[bool],
+    window: int,
+    episodes: list[int],
+    layout: TokenLayout = LAYOUT,
+    relabel: Literal["last", "future"] = "last",
+) -> WindowSet:
     """Windows over tokens 0, 1, 2, ... in reading order: token 4 * row + slot."""
     offsets = np.cumsum([0, *lengths])
     rows = int(offsets[-1])
     tokens = np.arange(rows * 4, dtype=np.uint8).reshape(rows, 4)
     ends = np.zeros(rows, dtype=bool)
     ends[offsets[1:] - 1] = terminated
-    return WindowSet.build(tokens, offsets, ends, np.array(episodes, dtype=np.int64), window, LAYOUT)
+    chosen = np.array(episodes, dtype=np.int64)
+    return WindowSet.build(tokens, offsets, ends, chosen, window, layout, relabel)
 
 
 def test_windows_by_hand() -> None:
@@ -138,3 +157,89 @@ def test_a_smaller_share_of_the_training_episodes_is_part_of_a_larger_one(
         assert larger <= set(train.tolist()) <= set(whole.tolist())
         larger = set(train.tolist())
     assert train.tolist() == whole.tolist()
+
+
+def gathered_without_goals(windows: WindowSet, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows as they were cut before goals and hidden tokens came."""
+    rows = windows.starts[indices, None] + torch.arange(windows.window)
+    inside = rows < windows.ends[indices, None]
+    tokens = windows.tokens[rows.clamp(max=len(windows.tokens) - 1)].long()
+    tokens = torch.where(inside[..., None], tokens, STOP).flatten(1)
+    mask = (inside | windows.terminated[indices, None]).repeat_interleave(4, dim=1)
+    return tokens[:, :-1], tokens[:, 1:], mask[:, 1:]
+
+
+@pytest.mark.parametrize("relabel", ["last", "future"])
+def test_a_goal_changes_nothing_after_it(relabel: Literal["last", "future"]) -> None:
+    rng = np.random.default_rng(2)
+    lengths, flags = rng.integers(1, 7, size=11).tolist(), (rng.random(11) < 0.5).tolist()
+    plain = make_windows(lengths, flags, 4, list(range(11)))
+    goals = make_windows(lengths, flags, 4, list(range(11)), WITH_GOAL, relabel)
+    chosen, uniforms = torch.arange(len(plain)), torch.rand(len(plain))
+    expected = gathered_without_goals(plain, chosen)
+    for ours in (plain.gather(chosen), plain.gather(chosen, uniforms)):
+        assert all(map(torch.equal, ours, expected))
+    inputs, targets, mask = goals.gather(chosen, uniforms)
+    assert inputs.shape == (len(plain), 2 + 4 * 4 - 1)
+    assert all(map(torch.equal, (inputs[:, 2:], targets, mask), expected))
+
+
+def test_goals_by_hand() -> None:
+    """The second and the first token of the episodes' last rows: 2, 3 and 5."""
+    windows = make_windows([3, 1, 2], [True, False, False], 2, [0, 1, 2], WITH_GOAL)
+    goals = windows.gather(torch.tensor([0, 1, 2, 3, 4, 5]))[0][:, :2]
+    assert goals.tolist() == [[9, 8], [9, 8], [9, 8], [13, 12], [21, 20], [21, 20]]
+
+
+def test_a_goal_is_any_later_row_as_often_as_another() -> None:
+    windows = make_windows([5, 2], [True, False], 2, [0, 1], WITH_GOAL, "future")
+
+    def rows(window: int, uniforms: Tensor) -> list[int]:
+        inputs, _, _ = windows.gather(torch.full((len(uniforms),), window), uniforms)
+        assert torch.equal(inputs[:, 0], inputs[:, 1] + 1)
+        return (inputs[:, 1] // 4).tolist()
+
+    evenly = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
+    assert rows(0, evenly) == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert rows(1, evenly) == [2] * 4 + [3] * 4 + [4] * 4
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert rows(2, ends) == [3, 4]
+    assert rows(3, ends) == [4, 4]
+    assert rows(4, ends) == [4, 4]  # the last row itself: none is later
+    assert rows(5, ends) == [6, 6]
+    assert rows(6, ends) == [6, 6]
+    with pytest.raises(ValueError, match="take numbers"):
+        windows.gather(torch.tensor([0]))
+
+
+def test_goals_follow_from_seed_and_step() -> None:
+    first = goals_of_step(3, 5, 40)
+    assert first.tolist() == goals_of_step(3, 5, 40).tolist()
+    others = [goals_of_step(3, 6, 40), goals_of_step(4, 5, 40), goals_of_windows(40)]
+    assert all(not set(first.tolist()) & set(other.tolist()) for other in others)
+    many = np.concatenate([goals_of_step(0, step, 100) for step in range(100)])
+    assert ((many >= 0) & (many < 1)).all()
+    counts = np.histogram(many, 10, (0, 1))[0]
+    assert abs(counts - 1_000).max() < 150  # five standard deviations
+    # A window's number does not depend on how many there are.
+    assert goals_of_windows(7).tolist() == goals_of_windows(30)[:7].tolist()
+
+
+def test_hidden_tokens_are_no_targets() -> None:
+    layout = replace(LAYOUT, partial=True)
+    rng = np.random.default_rng(3)
+    lengths, flags = rng.integers(1, 7, size=11).tolist(), (rng.random(11) < 0.5).tolist()
+    plain = make_windows(lengths, flags, 4, list(range(11)))
+    hidden = torch.from_numpy(rng.random(len(plain.tokens)) < 0.4)
+    tokens = plain.tokens.clone()
+    tokens[hidden, 0] = layout.hidden_token
+    windows = replace(plain, tokens=tokens, layout=layout)
+    chosen = torch.arange(len(plain))
+    _, before, counted = plain.gather(chosen)
+    inputs, targets, mask = windows.gather(chosen)
+    assert (targets == layout.hidden_token).any()
+    assert torch.equal(mask, counted & (targets != layout.hidden_token))
+    assert torch.equal(targets[mask], before[mask])
+    assert (inputs == layout.hidden_token).sum() > (targets == layout.hidden_token).sum()
+    for some in (chosen, torch.tensor([3, 3, 0]), torch.tensor([1])):
+        assert int(windows.count_targets(some)) == int(windows.gather(some)[2].sum())

@@ -278,7 +278,7 @@ def test_what_cannot_be_collected_is_said_before_anything_is_written(
 
 
 def test_one_process_at_a_time(minari_folder: Path) -> None:
-    mine = WorkFolder(ID, fingerprint("collect", to_dict(CONFIG)))
+    mine = WorkFolder(ID, fingerprint("collect", CONFIG.identity()))
     with mine, pytest.raises(UserError, match="another process"):
         collect(ID, CONFIG)
     assert collect(ID, CONFIG).episodes > 0

@@ -44,6 +44,18 @@ class Toy(gym.Env):
 class Words(Toy):
     observation_space = gym.spaces.Text(5)
 
+class Goal(Toy):
+    observation_space = gym.spaces.Dict({
+        "observation": gym.spaces.Box(-9.0, 9.0, (3,)),
+        "desired_goal": gym.spaces.Box(-9.0, 9.0, (2,)),
+        "achieved_goal": gym.spaces.Box(-9.0, 9.0, (1,)),
+    })
+
+    def observe(self):
+        values = np.float32([self.x, 10, 20, 30, 40, 50])
+        return {"observation": values[3:], "desired_goal": values[1:3], "achieved_goal": values[:1]}
+
+gym.register("ToyGoal-v0", entry_point=Goal)
 gym.register("ToyDict-v0", entry_point=Toy, max_episode_steps=5)
 gym.register("ToyWords-v0", entry_point=Words)
 '''
@@ -120,6 +132,62 @@ def test_import_path_dict_observations_and_their_order(toy_module: str) -> None:
     np.testing.assert_array_equal(nested["speed"], [[x], [x]])
     other = make_environment({"id": f"{toy_module}:ToyDict-v0"}, observation_keys=("speed",))
     assert other.reset(seed=1)[0].tolist() == [x]
+
+
+def test_only_the_named_parts_of_an_observation_are_kept(toy_module: str) -> None:
+    env = make_environment({"id": f"{toy_module}:ToyDict-v0"}, observation_keys=("place/grid",))
+    flat, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(flat[:3], [1, 2, 3])
+    assert (flat.shape, env.observation_space.shape, env.goal_dim) == ((4,), (4,), 0)
+    np.testing.assert_array_equal(env.unflatten(flat[None])["place"]["grid"][0], flat.reshape(2, 2))
+
+
+def test_the_goal_comes_before_the_observation(toy_module: str) -> None:
+    description = {"id": f"{toy_module}:ToyGoal-v0"}
+    whole, _ = make_environment(description).reset(seed=1)
+    achieved, desired, seen = whole[:1], whole[1:3], whole[3:]
+    keys = ("achieved_goal", "observation")
+    env = make_environment(description, observation_keys=keys, goal_keys=("desired_goal",))
+    first, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(first, np.concatenate([desired, achieved, seen]))
+    assert (env.goal_dim, env.observation_space.shape, first.dtype) == (2, (6,), np.float32)
+    assert env.step(np.zeros(1))[0].shape == (6,)
+    nested = env.unflatten(np.stack([first, first]))
+    np.testing.assert_array_equal(nested["desired_goal"], [desired, desired])
+    np.testing.assert_array_equal(nested["observation"], [seen, seen])
+
+
+def test_a_goal_is_never_cropped_and_never_observed_by_default(toy_module: str) -> None:
+    description = {"id": f"{toy_module}:ToyGoal-v0"}
+    whole, _ = make_environment(description).reset(seed=1)
+    goal_keys = ("desired_goal",)
+    usual, _ = make_environment(description, goal_keys=goal_keys).reset(seed=1)
+    np.testing.assert_array_equal(usual, whole[[1, 2, 0, 3, 4, 5]])
+    env = make_environment(description, goal_keys=goal_keys, observation_dim=2)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], whole[[1, 2, 0, 3]])
+    assert env.observation_space.shape == (4,)
+    with pytest.raises(UserError, match="ToyDict-v0 has no observation 'desired_goal'"):
+        make_environment({"id": f"{toy_module}:ToyDict-v0"}, goal_keys=goal_keys)
+
+
+def test_a_goal_model_and_an_environment_that_do_not_fit(toy_module: str) -> None:
+    description = {"id": f"{toy_module}:ToyGoal-v0"}
+    env = make_environment(description, goal_keys=("desired_goal",))
+    spec = spec_of(
+        description,
+        observation_keys=("achieved_goal", "observation"),
+        observation_dim=4,
+        action_dim=1,
+        goal_keys=("desired_goal",),
+        leaf_sizes=(2, 1, 3),
+    )
+    check_compatible(spec, env)
+    with pytest.raises(UserError, match=r"2 goal dimensions.*trained with 3"):
+        check_compatible(dataclasses.replace(spec, leaf_sizes=(3, 1, 3)), env)
+    with pytest.raises(UserError, match=r"4 observation dimensions.*trained with 6"):
+        check_compatible(dataclasses.replace(spec, observation_dim=6), env)
+    with pytest.raises(UserError, match=r"2 goal dimensions.*trained with 0"):
+        check_compatible(dataclasses.replace(spec, goal_keys=(), leaf_sizes=()), env)
 
 
 def test_descriptions_of_older_gymnasium_with_their_arguments(toy_module: str) -> None:

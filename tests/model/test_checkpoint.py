@@ -16,6 +16,7 @@ from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
 from tt_ray.model import checkpoint as module
+from tt_ray.model import folders
 from tt_ray.model.checkpoint import (
     Checkpoint,
     best_checkpoint,
@@ -28,6 +29,7 @@ from tt_ray.model.checkpoint import (
     step_folder,
     verify_checkpoint,
 )
+from tt_ray.model.folders import sha256
 from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.training.optimizer import build_optimizer, optimizer_tensors
 
@@ -172,7 +174,7 @@ def test_a_configuration_of_another_version(
     config = json.loads((saved / "config.json").read_text())
     change(config)
     (saved / "config.json").write_text(json.dumps(config))
-    checksums = {file: module._sha256(saved / file) for file in FILES if file != "checksums.json"}
+    checksums = {file: folders.sha256(saved / file) for file in FILES if file != "checksums.json"}
     (saved / "checksums.json").write_text(json.dumps(checksums))
     with pytest.raises(UserError, match="not a checkpoint that this version can read") as caught:
         load_checkpoint(saved)
@@ -189,7 +191,7 @@ def test_training_state_missing_or_damaged(tmp_path: Path, saved: Path) -> None:
         load_training_state(saved)
 
 
-@pytest.mark.parametrize("failing", ["save_file", "save_numpy", "_sha256"])
+@pytest.mark.parametrize("failing", ["save_file", "save_numpy", "sha256"])
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_failed_save_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, existing: bool
@@ -201,7 +203,7 @@ def test_a_failed_save_leaves_nothing_half_written(
     def full(*args: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, failing, full)
+    monkeypatch.setattr(folders if failing == "sha256" else module, failing, full)
     with pytest.raises(UserError, match="no space left"):
         save_checkpoint(folder, replace(make_checkpoint(), step=8))
     monkeypatch.undo()
@@ -291,3 +293,27 @@ def test_unreadable_metrics_are_named(tmp_path: Path, content: str) -> None:
     (step_folder(tmp_path, 1) / "metrics.json").write_text(content)
     with pytest.raises(UserError, match=r"step-00000001/metrics\.json"):
         best_checkpoint(tmp_path)
+
+
+def test_a_layout_with_a_goal_and_hidden_tokens(tmp_path: Path) -> None:
+    layout = replace(LAYOUT, goal_slots=(1, 0), partial=True)
+    before = make_checkpoint()
+    model = TrajectoryTransformer(before.model.config, layout).eval()
+    save_checkpoint(tmp_path / "c", replace(before, model=model))
+    after = load_checkpoint(tmp_path / "c").model
+    assert after.layout == layout
+    assert hash(after.layout) == hash(layout)
+    tokens = torch.tensor([[layout.hidden_token, 0, 3, layout.stop_token, 2]])
+    assert torch.equal(after(tokens), model(tokens))
+
+
+def test_a_layout_written_before_there_were_goals(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", make_checkpoint())
+    file = tmp_path / "c" / "config.json"
+    config = json.loads(file.read_text())
+    del config["layout"]["goal_slots"], config["layout"]["partial"]
+    file.write_text(json.dumps(config))
+    checksums = json.loads((tmp_path / "c" / "checksums.json").read_text())
+    checksums["config.json"] = sha256(file)
+    (tmp_path / "c" / "checksums.json").write_text(json.dumps(checksums))
+    assert load_checkpoint(tmp_path / "c").model.layout == LAYOUT

@@ -14,8 +14,7 @@ from tt_ray.errors import UserError
 from tt_ray.model.cache import SearchCache
 from tt_ray.model.native import NativeCache, NativeUnavailableError, build
 from tt_ray.model.transformer import TrajectoryTransformer
-from tt_ray.planning.beam import BeamSearch, SearchSettings, Tokenwise
-from tt_ray.planning.objectives import Return
+from tt_ray.planning.expansions import SearchSettings, Transitionwise
 
 LAYOUT = TokenLayout(observation_dim=5, action_dim=3, num_bins=20)
 SIZES = {"beams": 6, "copies": 2, "horizon": 3, "max_context_transitions": 3, "window": 6, "keep": 2}
@@ -47,14 +46,13 @@ def native(model: TrajectoryTransformer, episodes: int, **filters: Any) -> Nativ
     )
 
 
-def tokenwise(model: TrajectoryTransformer, episodes: int, **filters: Any) -> Tokenwise:
+def tokenwise(model: TrajectoryTransformer, episodes: int, **filters: Any) -> Transitionwise:
     rewards, values = (bins.to(model.head.dtype) for bins in (REWARDS, VALUES))
     settings = SearchSettings(SIZES["horizon"], SIZES["beams"], SIZES["copies"], **filters)
-    search = BeamSearch(LAYOUT, settings, Return(0.9), rewards, values)
-    return Tokenwise(SearchCache(model, episodes=episodes, **SIZES), search)
+    return Transitionwise(SearchCache(model, episodes=episodes, **SIZES), settings, LAYOUT, rewards, values)
 
 
-def walk(decoder: NativeCache | Tokenwise, tokens: Tensor, past: list[int], dtype: torch.dtype) -> Trace:
+def walk(decoder: NativeCache | Transitionwise, tokens: Tensor, past: list[int], dtype: torch.dtype) -> Trace:
     """What two transitions of a search give, with beams chosen by chance, the same for every episode."""
     generator = torch.Generator().manual_seed(2)
     episodes = len(past)
@@ -236,3 +234,34 @@ def test_a_damaged_library_is_named(
     build.load_library.cache_clear()
     with pytest.raises(NativeUnavailableError, match=library.name):
         build.load_library()
+
+
+@pytest.mark.parametrize("make", [native, tokenwise])
+def test_what_candidates_do_and_where_they_do_it(make: Any) -> None:
+    """Actions and observations that the last plans hold, told at every transition before."""
+    model, past = make_model(), [2, 0, 1]
+    decoder, tokens = make(model, 3, k_act=5), contexts(past)
+    cache = decoder.tokens if isinstance(decoder, Transitionwise) else decoder
+    generator = torch.Generator().manual_seed(2)
+    observations, actions = [], []
+    with torch.inference_mode():
+        decoder.open(tokens, past)
+        for step in range(3):
+            _, _, value_tokens = decoder.expand(torch.rand(3, 3, 6, 2, generator=generator))
+            seen, done = cache.present_observations.clone(), cache.candidate_actions.clone()
+            assert seen.shape == (3, 6, 5)
+            assert done.shape == (3, 6, 2, 3)
+            parents = torch.randint(12, (3, 6), generator=generator)
+            decoder.select(parents)
+            beam = (parents // 2)[..., None]
+            assert torch.equal(cache.present_observations, seen.gather(1, beam.expand(-1, -1, 5)))
+            observations = [part.gather(1, beam.expand(-1, -1, 5)) for part in [*observations, seen]]
+            actions = [part.gather(1, beam.expand(-1, -1, 3)) for part in actions]
+            actions.append(done.flatten(1, 2).gather(1, parents[..., None].expand(-1, -1, 3)))
+            values = value_tokens.flatten(1).gather(1, parents)
+            if step < 2:
+                decoder.observe(values, torch.zeros(3, 6, dtype=torch.bool), None)
+        plans = decoder.finish(values)
+    assert torch.equal(plans[..., :5], torch.stack(observations, dim=2))
+    assert torch.equal(plans[..., 5:8], torch.stack(actions, dim=2))
+    assert len({tuple(row) for row in plans[..., 1, :8].flatten(0, 1).tolist()}) > 3

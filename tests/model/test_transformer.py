@@ -189,3 +189,73 @@ def test_dropout_is_for_training_only() -> None:
     assert torch.equal(model(tokens), model(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
+
+
+GOAL = TokenLayout(observation_dim=2, action_dim=1, num_bins=6, goal_slots=(1, 0), partial=True)
+
+
+def goal_model(layout: TokenLayout = GOAL) -> TrajectoryTransformer:
+    torch.manual_seed(0)
+    model = TrajectoryTransformer(CONFIG, layout).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return model
+
+
+def test_the_mask_with_a_goal_by_hand() -> None:
+    """Two goal tokens, two transitions of four: the value columns are 5 and 9."""
+    assert visibility(10, 4, goal_dim=2).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1, 0, 1, 1, 1, 0],
+    ]
+
+
+@pytest.mark.parametrize("goal_dim", [3, 5, 7])
+def test_a_goal_as_long_as_a_transition_hides_none_of_its_own(goal_dim: int) -> None:
+    seen = visibility(goal_dim + 8, 4, goal_dim)[-1].tolist()
+    assert seen == [True] * goal_dim + [True, True, True, False] * 2
+
+
+def test_a_goal_has_its_slots_embeddings_and_the_first_positions() -> None:
+    """The goal model is the plain one, told each token's slot, position and mask."""
+    model, tokens = goal_model(), random_tokens(3, 2 + 13)
+    assert model.max_tokens == 2 + 19
+    assert model.token_embedding.num_embeddings == 6 * 5 + 2
+    tokens[0, 0] = tokens[0, 7] = tokens[1, 3] = GOAL.hidden_token
+    tokens[2, 12:] = GOAL.stop_token
+    rows = torch.empty_like(tokens)
+    for place in range(15):
+        slot = (1, 0)[place] if place < 2 else (place - 2) % 5
+        for row, token in enumerate(tokens[:, place].tolist()):
+            rows[row, place] = {6: 30, 7: 31}.get(token, slot * 6 + token)
+    x = model.token_embedding(rows) + model.position_embedding[:15]
+    for block in model.blocks:
+        x, _, _ = block(x, visibility(15, 5, 2))
+    hidden = model.final_norm(x)
+    expected = torch.stack([hidden[:, 2 + t] @ model.head[t % 5].T for t in range(13)], dim=1)
+    logits = model(tokens)
+    assert logits.shape == (3, 13, 7)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_goal_token_changes_all_logits(place: int) -> None:
+    model, tokens = goal_model(), random_tokens(1, 2 + 19)
+    other = tokens.clone()
+    other[0, place] = (tokens[0, place] + 1) % 6
+    assert ((model(tokens) - model(other)).abs().amax(dim=-1) > 0).all()
+
+
+def test_too_long_a_sequence_after_a_goal_is_refused() -> None:
+    model = goal_model()
+    with pytest.raises(ValueError, match="22 tokens do not fit the model's context of 21"):
+        model(random_tokens(1, 22))

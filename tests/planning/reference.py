@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tt_ray.model.transformer import TrajectoryTransformer
-from tt_ray.planning.beam import SearchSettings
+from tt_ray.planning.expansions import SearchSettings
 
 
 @dataclass(frozen=True)

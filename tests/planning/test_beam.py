@@ -9,7 +9,8 @@ from tt_ray.data.tokens import TokenLayout
 from tt_ray.model.cache import SearchCache
 from tt_ray.model.native import NativeCache
 from tt_ray.model.transformer import TrajectoryTransformer
-from tt_ray.planning.beam import BeamSearch, Plans, SearchSettings, Uniforms, keep_stopped
+from tt_ray.planning.beam import BeamSearch, Plans, keep_stopped
+from tt_ray.planning.expansions import SearchSettings, Uniforms
 from tt_ray.planning.objectives import Return
 
 LAYOUT = TokenLayout(observation_dim=3, action_dim=2, num_bins=5)

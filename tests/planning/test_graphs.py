@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tt_ray.model.cache import SearchCache
-from tt_ray.planning.beam import BeamSearch, Plans, Uniforms
+from tt_ray.planning.beam import BeamSearch, Plans
+from tt_ray.planning.expansions import Uniforms
 from tt_ray.planning.graphs import GraphedSearch
 from tt_ray.planning.objectives import Return
 

@@ -21,10 +21,12 @@ from tt_ray.training.native import require_native
 LAYOUT = TokenLayout(observation_dim=2, action_dim=1, num_bins=6)  # D = 5
 
 
-def make_model(dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> TrajectoryTransformer:
+def make_model(
+    dropout: float = 0.0, dtype: torch.dtype = torch.float64, layout: TokenLayout = LAYOUT
+) -> TrajectoryTransformer:
     torch.manual_seed(0)
     config = ModelConfig(num_layers=2, num_heads=2, embed_dim=16, context_transitions=9, dropout=dropout)
-    model = TrajectoryTransformer(config, LAYOUT).to(dtype)
+    model = TrajectoryTransformer(config, layout).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
@@ -58,6 +60,23 @@ def test_equals_the_model(length: int, dtype: torch.dtype) -> None:
     tolerance = 1e-10 if dtype == torch.float64 else 2e-4
     for expected, result in zip(*results, strict=True):
         torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("layers")
+@pytest.mark.parametrize("goal", [(0,), (1, 0), (0, 1, 0), (1, 0) * 4], ids=len)
+@pytest.mark.parametrize("length", [1, 14, 44])
+def test_equals_the_model_with_a_goal_in_front(goal: tuple[int, ...], length: int) -> None:
+    """Logits and every gradient in float64, with goals shorter and longer than a transition."""
+    layout = TokenLayout(observation_dim=2, action_dim=1, num_bins=6, goal_slots=goal, partial=True)
+    model, tokens = make_model(layout=layout), tokens_of(len(goal) + length)
+    tokens[0, ::7] = layout.hidden_token
+    weights = torch.randn(3, length, 7, dtype=torch.float64)
+    results = []
+    for logits in (model(tokens), training_logits(model, tokens)):
+        gradients = torch.autograd.grad((logits * weights).sum(), list(model.parameters()))
+        results.append([logits, *gradients])
+    for expected, result in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("sizes", [(8, 24), (24, 8), (8, 8)])

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_training import Curve, Curves, toy_job, train_distributed
+from toy_training import LAYOUT, MODEL, Curve, Curves, toy_job, train_distributed
 
+from tt_ray.data.tokens import TokenLayout
+from tt_ray.data.windows import WindowSet
 from tt_ray.errors import UserError
 from tt_ray.model.checkpoint import (
     best_checkpoint,
@@ -181,12 +184,17 @@ def test_dropout_masks_differ_between_ranks_and_steps_but_not_between_runs(tmp_p
     assert without == pytest.approx([without[0]] * 4, rel=1e-5)
 
 
-@pytest.mark.parametrize(("size", "batch_size"), [(2, 8), (3, 10)])
-def test_several_workers_are_as_one(tmp_path: Path, size: int, batch_size: int) -> None:
-    alone = train(toy_job(dropout=0.0, batch_size=batch_size), tmp_path / "alone")
+WITH_GOAL = replace(LAYOUT, goal_slots=(0,))
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "layout"), [(2, 8, LAYOUT), (3, 10, LAYOUT), (3, 10, WITH_GOAL)]
+)
+def test_several_workers_are_as_one(tmp_path: Path, size: int, batch_size: int, layout: TokenLayout) -> None:
+    alone = train(toy_job(dropout=0.0, batch_size=batch_size, layout=layout), tmp_path / "alone")
     folder = tmp_path / "together"
     folder.mkdir()
-    arguments = (size, str(folder), 12, batch_size, 0.0)
+    arguments = (size, str(folder), 12, batch_size, 0.0, layout)
     torch.multiprocessing.spawn(train_distributed, arguments, nprocs=size)
     together = {int(step): point for step, point in json.loads((folder / "curve.json").read_text()).items()}
     assert together.keys() == alone.keys()
@@ -196,3 +204,23 @@ def test_several_workers_are_as_one(tmp_path: Path, size: int, batch_size: int) 
     for name, parameter in model.named_parameters():
         if not name.endswith("qkv.bias"):  # a key's bias has no effect, so its gradient is rounding alone
             torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+def outcomes(layout: TokenLayout) -> WindowSet:
+    """Episodes of two transitions: from 0 every action is as usual as another, and leads to its own place."""
+    tokens = np.array([[[0, a, 1, 2], [a, 3, 4, 5]] for a in range(6)], dtype=np.uint8).reshape(12, 4)
+    offsets = np.arange(0, 13, 2)
+    over = np.zeros(12, dtype=bool)
+    return WindowSet.build(tokens, offsets, over, np.arange(6), MODEL.context_transitions, layout)
+
+
+def test_a_goal_tells_what_will_be_done(tmp_path: Path) -> None:
+    losses = {}
+    for layout in (LAYOUT, WITH_GOAL):
+        windows = outcomes(layout)
+        job = toy_job(layout=layout, steps=80, batch_size=24, learning_rate=1e-2, dropout=0.0)
+        folder = tmp_path / str(layout.goal_dim)
+        losses[layout.goal_dim] = train(replace(job, train=windows, validation=windows), folder)[80]
+    # Of the three actions in an episode's two windows, one is open without a goal.
+    assert losses[0]["val/loss_action"] > 0.95 * math.log(6) / 3
+    assert losses[1]["val/loss_action"] < 0.2

@@ -48,10 +48,10 @@ def input_of(windows: int, tokens: int, width: int, dtype: torch.dtype) -> Tenso
     return torch.randn(windows, tokens, width, dtype=dtype, generator=generator).requires_grad_()
 
 
-def compare(windows: int, tokens: int, width: int, heads: int, dtype: torch.dtype) -> None:
+def compare(windows: int, tokens: int, width: int, heads: int, dtype: torch.dtype, goal: int = 0) -> None:
     block, x = make_block(width, heads, dtype), input_of(windows, tokens, width, dtype)
-    expected = results_of(block, block(x, visibility(tokens, SLOTS))[0], x)
-    ours = results_of(block, NativeLayer.of(block, x, SLOTS, 0, 3), x)
+    expected = results_of(block, block(x, visibility(tokens, SLOTS, goal))[0], x)
+    ours = results_of(block, NativeLayer.of(block, x, SLOTS, 0, 3, goal), x)
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     for result, reference in zip(ours, expected, strict=True):
         atol = tolerance * float(reference.detach().abs().max())
@@ -66,6 +66,12 @@ SHAPES = [(1, 1, 16, 1), (9, 33, 16, 2), (2, 44, 48, 3), (5, 20, 96, 4), (2, 160
 def test_equals_the_models_layer(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     """Output and every gradient: windows in one and in several groups, heads of whole vectors and not."""
     compare(*shape, dtype)
+
+
+@pytest.mark.parametrize("goal", [1, 2, 4, 5, 17])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equals_the_models_layer_after_a_goal(goal: int, dtype: torch.dtype) -> None:
+    compare(2, goal + 30, 48, 3, dtype, goal)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")

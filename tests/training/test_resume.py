@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import toy_training
-from toy_training import Curve, Curves, append_lines, merge, toy_job
+from toy_training import LAYOUT, Curve, Curves, append_lines, merge, toy_job
 
 from tt_ray.model.checkpoint import (
     best_checkpoint,
@@ -26,6 +27,9 @@ from tt_ray.model.checkpoint import (
 from tt_ray.training.loop import fit
 
 DIVERGING = {"learning_rate": 3.0, "warmup_steps": 10, "final_learning_rate_fraction": 1.0}
+
+
+GOALS = {"layout": replace(LAYOUT, goal_slots=(0,))}
 
 
 class CrashError(Exception):
@@ -66,7 +70,7 @@ def assert_equal_tensors(one: Mapping[str, torch.Tensor], other: Mapping[str, to
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("settings", [{}, DIVERGING, {"validate_every": 5, "batch_size": 13}])
+@pytest.mark.parametrize("settings", [{}, DIVERGING, {"validate_every": 5, "batch_size": 13}, GOALS])
 @pytest.mark.parametrize("crashes", [[1], [4], [5], [6], [9], [14], [0, 5, 2, 6]])
 def test_a_crashed_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, settings: dict[str, Any], crashes: Iterable[int]

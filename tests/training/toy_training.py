@@ -42,7 +42,7 @@ SPEC = DataSpec(
 Curves = dict[int, dict[str, float]]
 
 
-def toy_windows(count: int, window: int) -> WindowSet:
+def toy_windows(count: int, window: int, layout: TokenLayout = LAYOUT) -> WindowSet:
     """Episodes that count up from 0, 1, ... to the last bin and terminate: every next token is certain."""
     transitions = [[x, (x + 1) % BINS, (2 * x) % BINS, (x + 3) % BINS] for x in range(BINS)]
     episodes = [transitions[first:] for first in range(BINS)]
@@ -50,20 +50,27 @@ def toy_windows(count: int, window: int) -> WindowSet:
     terminated = np.zeros(offsets[-1], dtype=bool)
     terminated[offsets[1:] - 1] = True
     tokens = np.concatenate(episodes).astype(np.uint8)
-    return WindowSet.build(tokens, offsets, terminated, np.arange(count), window, LAYOUT)
+    return WindowSet.build(tokens, offsets, terminated, np.arange(count), window, layout, "future")
 
 
-def toy_job(*, dropout: float = 0.1, seed: int = 0, validation: bool = True, **training: Any) -> TrainingJob:
+def toy_job(
+    *,
+    dropout: float = 0.1,
+    seed: int = 0,
+    validation: bool = True,
+    layout: TokenLayout = LAYOUT,
+    **training: Any,
+) -> TrainingJob:
     """A job that takes a few milliseconds a step; `training` overrides TrainingConfig's fields."""
     values = np.tile(np.arange(BINS, dtype=np.float32)[:, None], LAYOUT.slots)
     return TrainingJob(
         model=replace(MODEL, dropout=dropout),
         training=replace(TRAINING, **training),
-        layout=LAYOUT,
+        layout=layout,
         discretizer=Discretizer.fit(values, strategy="quantile", num_bins=BINS),
         spec=SPEC,
-        train=toy_windows(BINS, MODEL.context_transitions),
-        validation=toy_windows(BINS if validation else 0, MODEL.context_transitions),
+        train=toy_windows(BINS, MODEL.context_transitions, layout),
+        validation=toy_windows(BINS if validation else 0, MODEL.context_transitions, layout),
         experiment={"name": "toy", "seed": seed},
         seed=seed,
     )
@@ -87,7 +94,9 @@ def merge(points: Curves, metrics: Mapping[str, float], step: int) -> None:
             assert known.setdefault(name, value) == value, (step, name)
 
 
-def train_distributed(rank: int, size: int, folder: str, steps: int, batch_size: int, dropout: float) -> None:
+def train_distributed(
+    rank: int, size: int, folder: str, steps: int, batch_size: int, dropout: float, layout: TokenLayout
+) -> None:
     """One of `size` processes that train together; rank 0 writes its curve to curve.json."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -95,7 +104,7 @@ def train_distributed(rank: int, size: int, folder: str, steps: int, batch_size:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     curve = Curve()
     workers = Workers(rank, size, torch.distributed.all_reduce)
-    job = toy_job(dropout=dropout, steps=steps, batch_size=batch_size)
+    job = toy_job(dropout=dropout, steps=steps, batch_size=batch_size, layout=layout)
     fit(job, Path(folder), curve, workers)
     torch.distributed.destroy_process_group()
     if rank == 0:

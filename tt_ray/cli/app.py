@@ -119,11 +119,14 @@ _LOSS_PARTS = ("", "_observation", "_action", "_reward", "_value")
 def evaluate(
     target: Annotated[str, typer.Argument(help="Checkpoint or model folder, or an MLflow run id.")],
     overrides: Overrides = None,
+    critic: Annotated[
+        Path | None, typer.Option(help="Folder of a critic, for the objective q; default: the experiment's.")
+    ] = None,
 ) -> None:
     """Score the planner of a trained model; needs the environment, not the data set."""
-    from tt_ray.distributed.checkpoints import find_folder, load_for_evaluation
+    from tt_ray.distributed.checkpoints import find_critic, find_folder, load_for_evaluation
     from tt_ray.distributed.experiment import evaluate_experiment
-    from tt_ray.distributed.line import Line
+    from tt_ray.distributed.line import Line, check_objective
     from tt_ray.tracking import download_checkpoint
 
     started = time.perf_counter()
@@ -133,9 +136,13 @@ def evaluate(
         uri = connect(given.get("tracking.uri"), must_exist=True)
         storage = Path(given.get("resources.storage", ResourcesConfig().storage))
         path = download_checkpoint(target, uri, storage / "downloads")
-    config, spec, seed = load_for_evaluation(path, overrides or [])
+    scorer = None if critic is None else find_critic(critic)
+    config, spec, seed = load_for_evaluation(path, overrides or [], scorer)
     line = Line(config, Bars())
     line.use(spec)
+    line.locate(spec.fingerprint)
+    line.given_critic = scorer
+    check_objective(line.config)
     with _session(line, resume=False) as tracker:
         outcome = evaluate_experiment(line, tracker, path, seed)
     console.print(result_table(outcome.rows, config.evaluation.confidence))

@@ -120,16 +120,16 @@ def collect(
     dataset: Annotated[str | None, typer.Option("--id", help="Id of the new data set.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a data set: learn linear policies by random search on Ray actors and record the whole history."""
+    """Make a data set on Ray actors: a random search's history, or walks in a maze (method=waypoints)."""
     from tt_ray.data.minari_folder import check_new_id, staging_folder
     from tt_ray.distributed import cluster
     from tt_ray.distributed.collect import ActorMap
     from tt_ray.evaluation.collect import collect as collect_dataset
-    from tt_ray.evaluation.environments import make_environment
+    from tt_ray.evaluation.collect import method_of
 
     config, settings = _collect_config(environment, overrides or [], dataset)
     folder = check_new_id(config.dataset.id, overwrite=True)
-    make_environment({"id": settings.environment}).close()  # here, before Ray starts
+    method_of(settings)  # that it can act in the environment, before Ray starts
     if overwrite or not folder.exists():
         with staging_folder(config.dataset.id):  # and that it can be written
             pass
@@ -145,15 +145,17 @@ def collect(
             progress=lambda done, _, message: update(done, message),
             overwrite=overwrite,
         )
-    rows = [
+    rows: list[list[object]] = [
         ["random policy", report.random_return],
         ["data set, mean", report.mean_return],
         ["data set, best tenth", report.best_tenth_return],
-        ["final policy", report.final_policy_return],
     ]
+    if report.final_policy_return is not None:
+        rows.append(["final policy", report.final_policy_return])
     console.print(plain_table(["returns", "mean"], rows, report.dataset_id))
+    goal = "" if report.success_share is None else f", {report.success_share:.1%} reached the goal"
     how = "was there already" if report.reused else f"took {report.seconds:.0f} s"
-    console.print(f"{report.episodes} episodes, {report.steps} steps, {how}")
+    console.print(f"{report.episodes} episodes{goal}, {report.steps} steps, {how}")
 
 
 @data_app.command("import")
@@ -180,14 +182,21 @@ def _collect_config(
     if environment.endswith((".yaml", ".yml")):
         config = load_experiment(environment, [f"collect.{text}" for text in overrides])
     else:
-        name = environment.rpartition(":")[2].rpartition("-v")[0] or environment
-        data = {"id": dataset or f"ars/{name.lower()}-v0"}
-        config = experiment_from_dict(
-            {"name": "collect", "dataset": data, "collect": {"environment": environment}}
-        )
+        settings = {"environment": environment}
+        config = experiment_from_dict({"name": "collect", "dataset": {"id": "?"}, "collect": settings})
         config = apply_overrides(config, [f"collect.{text}" for text in overrides], ["collect"])
+        dataset = dataset or _usual_id(config.collect)
     if dataset is not None:
         config = apply_overrides(config, [f"dataset.id={dataset}"], ["dataset"])
     if config.collect is None:
         raise UserError(f"{environment}: collect: this section is missing; it has at least an environment")
     return config, config.collect
+
+
+def _usual_id(settings: CollectConfig | None) -> str:
+    """Id of a data set that was given none: how it is made, and where."""
+    assert settings is not None
+    name = settings.environment.rpartition(":")[2].rpartition("-v")[0] or settings.environment
+    maker = {"random_search": "ars", "waypoints": "waypoints"}[settings.method]
+    undirected = "" if settings.segment_cells is None else "-undirected"
+    return f"{maker}/{name.lower()}{undirected}-v0"

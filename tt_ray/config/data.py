@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from tt_ray.config.rules import MAX_BINS, at_least, each, fraction, positive, require
 
@@ -82,12 +82,23 @@ class GoalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """How `collect` makes a data set: augmented random search, its learning history recorded."""
+    """How `collect` makes a data set: who acts, and where."""
+
+    LATER: ClassVar = ("method", "segment_cells", "waypoint_noise")
+    """Settings younger than collected data sets, which must stay what they are."""
 
     environment: str
     """Gymnasium id (`Hopper-v5`) or import path (`package.module:EnvId`)."""
+    method: Literal["random_search", "waypoints"] = "random_search"
+    """random_search: the learning history of linear policies (augmented random search). waypoints: a
+    controller that walks through a point maze."""
     steps: int = 200_000
-    """Environment steps to record, at least; learning stops there."""
+    """Environment steps to record, at least."""
+    segment_cells: int | None = None
+    """Waypoints: walk between random cells that are at most so many cells apart, wherever the goal is
+    (undirected data); None: walk from the environment's start to its goal."""
+    waypoint_noise: float = 0.5
+    """Waypoints: standard deviation of normal noise on every action, in halves of the action range."""
     directions: int = 8
     """Directions tried in an iteration, each forwards and backwards."""
     top_directions: int = 4
@@ -106,8 +117,17 @@ class CollectConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, "collect", self, "steps directions top_directions final_episodes max_steps")
-        at_least(0, "collect", self, "action_noise")
+        counts = "steps directions top_directions final_episodes max_steps segment_cells"
+        at_least(1, "collect", self, counts)
+        at_least(0, "collect", self, "action_noise waypoint_noise")
         positive("collect", self, "step_size noise")
         many = f"{self.top_directions} is more than collect.directions = {self.directions}"
         require(self.top_directions <= self.directions, "collect.top_directions", many)
+        walks = self.method == "waypoints" or self.segment_cells is None
+        require(walks, "collect.segment_cells", "is a setting of collect.method = waypoints")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that tell data sets apart; later ones only where they differ from their defaults."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        usual = {field.name: field.default for field in fields(self) if field.name in self.LATER}
+        return {name: value for name, value in given.items() if name not in usual or value != usual[name]}

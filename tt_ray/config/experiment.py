@@ -89,6 +89,34 @@ class ExperimentConfig:
                 "discretizer.num_bins",
                 "must be at least 4 with dataset.terminal_penalty, which needs a bin of its own",
             )
+        self._check_goals()
+        objective = self.planner.objective
+        without = "q needs a critic: add a section critic"
+        require(objective != "q" or self.critic is not None, "planner.objective", without)
+
+    def _check_goals(self) -> None:
+        """Refuse goals that no model of this experiment could be given."""
+        data, planner = self.dataset, self.planner
+        if self.goal is None:
+            need = "needs a model that is trained with goals: add a section goal"
+            require(planner.objective != "goal", "planner.objective", f"goal {need}")
+            require(planner.goal is None, "planner.goal", need)
+            return
+        whole = "cannot be combined with goals, which the model has to see"
+        require(data.hidden_fraction == 0, "dataset.hidden_fraction", whole)
+        desired = [key for key in data.observation_keys or () if key.split("/")[0] == "desired_goal"]
+        require(
+            not desired,
+            "dataset.observation_keys",
+            "desired_goal is what a model with goals is given as its goal: it cannot be observed too",
+        )
+        dims, most = self.goal.dims, data.observation_dims
+        if dims is not None and most is not None:
+            beyond = f"{max(dims)} is none of the {most} dimensions that dataset.observation_dims keeps"
+            require(max(dims) < most, "goal.dims", beyond)
+        if dims is not None and planner.goal is not None:
+            other = f"{len(planner.goal)} numbers for the {len(dims)} dimensions of goal.dims"
+            require(len(planner.goal) == len(dims), "planner.goal", other)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tt_ray.config import DatasetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class DataSpec:
     environment: Mapping[str, Any]
     """Gymnasium's EnvSpec as JSON data; `{"id": "package.module:EnvId"}` at the least."""
     observation_keys: tuple[str, ...]
-    """Leaves of a Dict observation in the order they are flattened (sorted paths, `a/b`); empty for a Box."""
+    """Leaves kept of a Dict observation in the order of flattening (sorted paths, `a/b`); () for a Box."""
     observation_dim: int
     """N, after `dataset.observation_dims` has cropped it."""
     action_dim: int
@@ -32,16 +34,27 @@ class DataSpec:
     fingerprint: str
     """Hash of the arrays, before any cropping."""
     cropped: bool = False
-    """Whether `dataset.observation_dims` left out some of the environment's observation dimensions."""
+    """Whether some of the environment's observation dimensions are left out: by `dataset.observation_dims`,
+    by `dataset.observation_keys`, or because they are the goal."""
+    goal_keys: tuple[str, ...] = ()
+    """Leaves of the Dict observation that hold the goal which the environment asks for; a goal model only."""
+    leaf_sizes: tuple[int, ...] = ()
+    """Dimensions of each of goal_keys and then of each of observation_keys; a goal model only."""
+
+    @property
+    def goal_dim(self) -> int:
+        """Dimensions of the goal that the environment asks for; 0 where it asks for none."""
+        return sum(self.leaf_sizes[: len(self.goal_keys)])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`."""
-        return asdict(self)
+        """Plain data for `json.dump`; without goals, what it was before there were any."""
+        data = asdict(self)
+        return {key: value for key, value in data.items() if value or key not in ("goal_keys", "leaf_sizes")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
         """Inverse of `to_json`."""
-        tuples = ("observation_keys", "action_low", "action_high")
+        tuples = ("observation_keys", "action_low", "action_high", "goal_keys", "leaf_sizes")
         values: dict[str, Any] = {
             key: tuple(value) if key in tuples else value for key, value in data.items()
         }
@@ -100,3 +113,17 @@ def apply_terminal_penalty(episodes: Episodes, penalty: float | None) -> NDArray
     if penalty is None:
         return episodes.rewards
     return np.where(episodes.terminated, np.float32(penalty), episodes.rewards)
+
+
+def delay_rewards(episodes: Episodes) -> Episodes:
+    """The same episodes, each of which pays its whole return with its last row and nothing before."""
+    rewards = np.zeros_like(episodes.rewards)
+    rewards[episodes.offsets[1:] - 1] = episodes.returns
+    return replace(episodes, rewards=rewards)
+
+
+def treat_rewards(episodes: Episodes, dataset: DatasetConfig) -> Episodes:
+    """The same episodes with the rewards to learn from: delayed first, the terminal penalty after that."""
+    if dataset.delayed_rewards:
+        episodes = delay_rewards(episodes)
+    return replace(episodes, rewards=apply_terminal_penalty(episodes, dataset.terminal_penalty))

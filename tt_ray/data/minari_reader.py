@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 from numpy.typing import NDArray
 
+from tt_ray.config import GoalConfig
+from tt_ray.data import observations as flattening
 from tt_ray.data.d4rl_names import parse_d4rl_name, reference_scores, resolve_id
 from tt_ray.data.episodes import DataSpec, Episodes
+from tt_ray.data.goals import goal_slots
 from tt_ray.data.minari_folder import OWN_METADATA, dataset_folder, datasets_root, local_ids
-from tt_ray.data.observations import flatten_observation, observation_keys
+from tt_ray.data.selection import Selection, select
 from tt_ray.errors import UserError
 
 UNREADABLE = (
@@ -45,30 +48,32 @@ class _Rows(NamedTuple):
     truncated: NDArray[np.bool_]  # [L]
 
 
-def load_episodes(dataset_id: str, observation_dims: int | None = None) -> Episodes:
+def load_episodes(
+    dataset_id: str,
+    observation_dims: int | None = None,
+    observation_keys: Sequence[str] | None = None,
+    goal: GoalConfig | None = None,
+) -> Episodes:
     """Read a local Minari data set (hdf5, arrow or parquet), given by its id or a D4RL v2 name.
 
-    Keeps the first `observation_dims` flattened observation dimensions (None: all). Only the flags of an
+    Keeps the leaves `observation_keys` of a Dict observation (None: all), without the desired goal where a
+    `goal` is given, and of these the first `observation_dims` dimensions (None: all). Only the flags of an
     episode's last row count; without one it counts as truncated. The environment is the one meant for
     evaluation where the set names one; its id is "" where the set names none. `UserError`: no such data
     set, damaged or empty, NaN or infinite values, observations other than Box or Dict of Box, actions other
-    than Box, fewer dimensions than asked for.
+    than Box, keys or dimensions that are not there, goals that do not fit the environment's.
     """
     dataset_id = resolve_id(dataset_id)
     storage = open_storage(dataset_id)
-    total = sum(size for _, size in observation_leaves(storage.observation_space))
-    if observation_dims is not None and not 1 <= observation_dims <= total:
-        raise UserError(
-            f"dataset.observation_dims: must lie between 1 and {total}, the observation dimensions of "
-            f"{dataset_id}, not {observation_dims}"
-        )
+    leaves = flattening.observation_leaves(storage.observation_space)
+    chosen = select(leaves, dataset_id, observation_dims, observation_keys, goal is not None)
     digest = hashlib.sha256()
     parts: list[_Rows] = []
     for rows in _read_rows(dataset_id, storage):
         _update(digest, rows)
-        cropped = np.ascontiguousarray(rows.observations[:, :observation_dims])
-        parts.append(rows._replace(observations=cropped))
-    spec = _data_spec(dataset_id, storage, observation_dims or total, digest.hexdigest()[:16])
+        parts.append(rows._replace(observations=chosen.of(rows.observations)))
+    spec = _data_spec(dataset_id, storage, chosen, digest.hexdigest()[:16])
+    goal_slots(goal, spec)  # refuses goals that do not fit
     offsets = np.cumsum([0] + [len(rows.rewards) for rows in parts], dtype=np.int64)
     joined = _Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     return Episodes(**joined._asdict(), offsets=offsets, spec=spec)
@@ -87,7 +92,7 @@ def open_storage(dataset_id: str) -> MinariStorage:
     if not isinstance(space, gym.spaces.Box):
         raise UserError(f"data set {dataset_id} has the action space {space}: it must be a Box")
     try:
-        observation_keys(storage.observation_space)
+        flattening.observation_keys(storage.observation_space)
     except UserError as error:
         raise UserError(f"data set {dataset_id}: {error}") from error
     return storage
@@ -117,8 +122,8 @@ def _reading(dataset_id: str) -> Iterator[None]:
 
 def _read_rows(dataset_id: str, storage: MinariStorage) -> Iterator[_Rows]:
     """The data set's episodes, checked, in order."""
-    keys = observation_keys(storage.observation_space)
-    observation_dim = sum(size for _, size in observation_leaves(storage.observation_space))
+    keys = flattening.observation_keys(storage.observation_space)
+    observation_dim = sum(size for _, size in flattening.observation_leaves(storage.observation_space))
     widths = (observation_dim, math.prod(storage.action_space.shape))
     count = 0
     with _reading(dataset_id):
@@ -138,7 +143,7 @@ def _rows(episode: Mapping[str, Any], keys: tuple[str, ...], widths: tuple[int, 
     if length == 0:
         raise UserError(f"{where}: it is empty; remove it, every episode needs at least one step")
     # A final observation, after the last action, is usual but not needed.
-    observations = flatten_observation(episode["observations"], keys, batch_dims=1)[:length]
+    observations = flattening.flatten_observation(episode["observations"], keys, batch_dims=1)[:length]
     actions = np.asarray(episode["actions"], dtype=np.float32).reshape(length, -1)
     flags = [np.asarray(episode[key], dtype=bool).reshape(-1) for key in ("terminations", "truncations")]
     lengths = {len(observations), *map(len, flags)}
@@ -173,7 +178,7 @@ def _update(digest: Any, rows: _Rows) -> None:
         digest.update(flags.tobytes())
 
 
-def _data_spec(dataset_id: str, storage: MinariStorage, observation_dim: int, fingerprint: str) -> DataSpec:
+def _data_spec(dataset_id: str, storage: MinariStorage, chosen: Selection, fingerprint: str) -> DataSpec:
     with _reading(dataset_id):
         metadata = MinariStorage.read_raw_metadata(storage.data_path)
         environment = stored_environment(metadata)
@@ -182,9 +187,11 @@ def _data_spec(dataset_id: str, storage: MinariStorage, observation_dim: int, fi
     return DataSpec(
         dataset_id=dataset_id,
         environment=environment,
-        observation_keys=observation_keys(storage.observation_space),
-        observation_dim=observation_dim,
-        cropped=observation_dim < sum(size for _, size in observation_leaves(storage.observation_space)),
+        observation_keys=chosen.keys,
+        observation_dim=len(chosen.columns),
+        cropped=chosen.cropped,
+        goal_keys=chosen.goal_keys,
+        leaf_sizes=chosen.leaf_sizes,
         action_dim=math.prod(space.shape),
         action_low=tuple(map(float, space.low.ravel())),
         action_high=tuple(map(float, space.high.ravel())),
@@ -215,14 +222,3 @@ def stored_references(metadata: Mapping[str, Any], environment_id: str) -> tuple
     if low is None or high is None:
         return reference_scores(environment_id)
     return float(low), float(high)
-
-
-def observation_leaves(space: gym.Space) -> tuple[tuple[str, int], ...]:
-    """Path ("" for a Box) and size of each part of a flat observation, in order."""
-    leaves = []
-    for key in observation_keys(space) or ("",):
-        leaf: Any = space
-        for part in filter(None, key.split("/")):
-            leaf = leaf[part]
-        leaves.append((key, math.prod(leaf.shape)))
-    return tuple(leaves)

@@ -29,12 +29,12 @@ from tt_ray.data.minari_folder import (
 from tt_ray.data.minari_reader import (
     UNREADABLE,
     load_episodes,
-    observation_leaves,
     open_storage,
     stored_environment,
     stored_references,
 )
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
+from tt_ray.data.observations import observation_leaves
 from tt_ray.errors import UserError
 
 __all__ = [

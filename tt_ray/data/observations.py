@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,17 @@ def observation_keys(space: gym.Space) -> tuple[str, ...]:
         leaves = observation_keys(child)
         paths.extend(f"{key}/{leaf}" for leaf in leaves) if leaves else paths.append(str(key))
     return tuple(sorted(paths))
+
+
+def observation_leaves(space: gym.Space) -> tuple[tuple[str, int], ...]:
+    """Path ("" for a Box) and size of each part of a flat observation, in order."""
+    leaves = []
+    for key in observation_keys(space) or ("",):
+        leaf: Any = space
+        for part in filter(None, key.split("/")):
+            leaf = leaf[part]
+        leaves.append((key, math.prod(leaf.shape)))
+    return tuple(leaves)
 
 
 def flatten_observation(observation: Any, keys: Sequence[str], batch_dims: int = 0) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tt_ray.config import DatasetConfig, DiscretizerConfig
+from tt_ray.config import DatasetConfig, DiscretizerConfig, GoalConfig
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec, Episodes
 from tt_ray.data.tokens import TokenLayout, fit_tokens
@@ -33,9 +33,15 @@ class TokenSet:
     spec: DataSpec
 
     @classmethod
-    def build(cls, episodes: Episodes, dataset: DatasetConfig, discretizer: DiscretizerConfig) -> TokenSet:
-        """Fit the bins to `episodes` and encode them."""
-        tokens, bins, layout = fit_tokens(episodes, dataset, discretizer)
+    def build(
+        cls,
+        episodes: Episodes,
+        dataset: DatasetConfig,
+        discretizer: DiscretizerConfig,
+        goal: GoalConfig | None = None,
+    ) -> TokenSet:
+        """Fit the bins to `episodes`, loaded with the same `goal`, and encode them."""
+        tokens, bins, layout = fit_tokens(episodes, dataset, discretizer, goal)
         return cls(tokens, episodes.offsets, episodes.terminated, bins, layout, episodes.spec)
 
     def save(self, folder: Path) -> None:
@@ -47,7 +53,7 @@ class TokenSet:
             save_file({**arrays, **self.discretizer.to_arrays()}, temporary / "tokens.safetensors")
             description = {
                 "strategy": self.discretizer.strategy,
-                "layout": asdict(self.layout),
+                "layout": self.layout.to_json(),
                 "data": self.spec.to_json(),
             }
             (temporary / "tokens.json").write_text(json.dumps(description, indent=1))
@@ -67,7 +73,7 @@ class TokenSet:
             arrays["offsets"],
             arrays["terminated"],
             Discretizer.from_arrays(description["strategy"], arrays),
-            TokenLayout(**description["layout"]),
+            TokenLayout.from_json(description["layout"]),
             DataSpec.from_json(description["data"]),
         )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tt_ray.config import DatasetConfig, DiscretizerConfig
-from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import Episodes, apply_terminal_penalty, discounted_values
+from tt_ray.config import DatasetConfig, DiscretizerConfig, GoalConfig
+from tt_ray.data.discretizer import Discretizer, token_dtype
+from tt_ray.data.episodes import Episodes, discounted_values, treat_rewards
+from tt_ray.data.goals import goal_slots
 
 
 class Kind(IntEnum):
@@ -33,6 +36,15 @@ class TokenLayout:
     """Observation slots that form a goal, whose tokens come before the trajectory; () for none."""
     partial: bool = False
     """Whether observation tokens may be hidden: one token more."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TokenLayout:
+        """Inverse of `to_json`; also reads layouts from before there were goals."""
+        return cls(**{**data, "goal_slots": tuple(data.get("goal_slots", ()))})
 
     @property
     def goal_dim(self) -> int:
@@ -72,14 +84,25 @@ class TokenLayout:
 
 
 def fit_tokens(
-    episodes: Episodes, dataset: DatasetConfig, discretizer: DiscretizerConfig
+    episodes: Episodes,
+    dataset: DatasetConfig,
+    discretizer: DiscretizerConfig,
+    goal: GoalConfig | None = None,
 ) -> tuple[NDArray[np.integer], Discretizer, TokenLayout]:
     """The token array [T, D] of `episodes`, with the bins fitted to them.
 
-    Values are the discounted reward-to-go without the present reward; a terminal penalty is applied before.
+    Values are the discounted reward-to-go without the present reward; rewards are delayed, and a terminal
+    penalty is applied, before. The bins are fitted to all observations, those too that are then hidden.
     """
-    layout = TokenLayout(episodes.spec.observation_dim, episodes.spec.action_dim, discretizer.num_bins)
-    rewards = apply_terminal_penalty(episodes, dataset.terminal_penalty)
+    spec = episodes.spec
+    layout = TokenLayout(
+        spec.observation_dim,
+        spec.action_dim,
+        discretizer.num_bins,
+        goal_slots=goal_slots(goal, spec),
+        partial=dataset.hidden_fraction > 0,
+    )
+    rewards = treat_rewards(episodes, dataset).rewards
     values = discounted_values(episodes, rewards, dataset.discount)
     columns = np.concatenate(
         [episodes.observations, episodes.actions, rewards[:, None], values[:, None]], axis=1, dtype=np.float32
@@ -88,4 +111,15 @@ def fit_tokens(
     bins = Discretizer.fit(
         columns, strategy=discretizer.strategy, num_bins=discretizer.num_bins, reserved=reserved
     )
-    return bins.encode(columns), bins, layout
+    tokens = bins.encode(columns)
+    return (_hide(tokens, layout, dataset) if layout.partial else tokens), bins, layout
+
+
+def _hide(tokens: NDArray[np.integer], layout: TokenLayout, dataset: DatasetConfig) -> NDArray[np.integer]:
+    """`tokens` [T, D] with a share of the observations hidden: always the same, for one split_seed."""
+    tokens = tokens.astype(token_dtype(layout.stop_token + 1))
+    observations = tokens[:, : layout.observation_dim]
+    # The second number keeps the stream apart from that of the split.
+    draws = np.random.default_rng((dataset.split_seed, 1)).random(observations.shape)
+    observations[draws < dataset.hidden_fraction] = layout.hidden_token
+    return tokens

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tt_ray.config import ExperimentConfig
+from tt_ray.config import ExperimentConfig, to_dict
 from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict
-from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint, load_checkpoint
+from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint, last_checkpoint, load_checkpoint
+from tt_ray.model.critic import load_critic
 
 SECTIONS = ("planner", "evaluation", "resources", "tracking", "name")
 """What `evaluate` may change: the model and its data are as they were trained."""
@@ -32,8 +33,22 @@ def find_folder(target: str) -> Path | None:
     return None
 
 
-def load_for_evaluation(path: Path, overrides: Sequence[str]) -> tuple[ExperimentConfig, DataSpec, int]:
+def find_critic(path: Path) -> Path:
+    """The critic's checkpoint that `path` means: itself, or the last one of a critic's folder."""
+    if (path / CHECKSUMS).is_file():
+        return path.resolve()
+    last = last_checkpoint(path) if path.is_dir() else None
+    if last is None:
+        raise UserError(f"{path}: no critic's folder ({CHECKSUMS} is missing)")
+    return last.resolve()
+
+
+def load_for_evaluation(
+    path: Path, overrides: Sequence[str], critic: Path | None = None
+) -> tuple[ExperimentConfig, DataSpec, int]:
     """A verified checkpoint's experiment with `overrides`, its data spec and its training seed.
+
+    A critic's checkpoint that the user has named brings its settings along.
 
     Where it was trained does not count: storage, workers and tracking store are this machine's. Only the
     episodes of an actor stay, since the batch's shape is part of the result.
@@ -44,5 +59,7 @@ def load_for_evaluation(path: Path, overrides: Sequence[str]) -> tuple[Experimen
     resources, tracking = settings.get("resources", {}), settings.get("tracking", {})
     slots = {key: value for key, value in resources.items() if key == "episodes_per_actor"}
     here = {"seeds": [seed], "resources": slots, "tracking": {**tracking, "uri": None}}
+    if critic is not None:
+        settings["critic"] = to_dict(load_critic(critic).config)
     config = experiment_from_dict({**settings, **here}, source=str(path / "config.json"))
     return apply_overrides(config, overrides, SECTIONS), checkpoint.spec, seed

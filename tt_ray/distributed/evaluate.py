@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.rollouts import evaluate_seeds
 from tt_ray.errors import UserError
 from tt_ray.evaluation.environments import check_compatible, make_environment
+from tt_ray.evaluation.paths import PathRecorder
 from tt_ray.evaluation.rollout import (
     EpisodeResult,
     LinearPolicy,
@@ -29,6 +29,7 @@ from tt_ray.evaluation.rollout import (
 )
 from tt_ray.evaluation.scores import ScoreSummary
 from tt_ray.model.checkpoint import load_checkpoint
+from tt_ray.model.critic import load_critic
 from tt_ray.planning.engine import PlanningEngine
 
 GREEDY = PlannerConfig(horizon=1, beam_width=1, n_expand=1, k_act=1, cdf_act=None)
@@ -44,15 +45,20 @@ class Planner:
     discount: float
     slots: int
     decoder: DecoderName = "auto"
+    critic: Path | None = None
 
     def __call__(self) -> Policy:
         """The engine, on the actor's GPU where it has one."""
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        checkpoint = load_checkpoint(self.checkpoint, device)
         return PlanningEngine(
-            checkpoint, self.settings, discount=self.discount, slots=self.slots, decoder=self.decoder
+            load_checkpoint(self.checkpoint, device),
+            self.settings,
+            discount=self.discount,
+            slots=self.slots,
+            decoder=self.decoder,
+            critic=None if self.critic is None else load_critic(self.critic, device),
         )
 
 
@@ -86,10 +92,17 @@ class Worker:
     policy: Callable[[], Policy]
     spec: DataSpec
     max_steps: int | None
+    record: tuple[int, ...] = ()
+    """EvaluationConfig.record."""
 
     def __call__(self) -> tuple[Policy, Callable[[], gym.Env]]:
         """Called once in each actor."""
-        return self.policy(), functools.partial(spec_environment, self.spec, self.max_steps)
+        return self.policy(), self.environment
+
+    def environment(self) -> gym.Env:
+        """One environment, its paths kept where that is asked for."""
+        env = spec_environment(self.spec, self.max_steps)
+        return PathRecorder(env, self.record, self.spec.goal_dim) if self.record else env
 
 
 @dataclass(frozen=True)
@@ -153,6 +166,7 @@ def spec_environment(spec: DataSpec, max_steps: int | None = None) -> gym.Env:
         spec.environment,
         observation_keys=spec.observation_keys,
         observation_dim=spec.observation_dim if spec.cropped else None,
+        goal_keys=spec.goal_keys,
         max_steps=max_steps,
     )
 

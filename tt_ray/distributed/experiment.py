@@ -54,6 +54,7 @@ def run_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
             with start_trial(line, tracker, seed, parent) as trial:
                 checkpoints[seed] = line.train(seed, trial)
                 trial.artifact(checkpoints[seed], "checkpoint")
+                line.train_critic(seed, trial)
                 rows += _evaluate_seed(line, checkpoints[seed], seed, trial)
         folder = _report(line, rows, parent)
     return Outcome(rows, checkpoints, folder)
@@ -69,6 +70,7 @@ def train_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
             with start_trial(line, tracker, seed, parent) as trial:
                 checkpoints[seed] = line.train(seed, trial)
                 trial.artifact(checkpoints[seed], "checkpoint")
+                line.train_critic(seed, trial)
         (run_folder(line) / "config.yaml").write_text(dump_yaml(line.config))
         parent.artifact(run_folder(line) / "config.yaml")
     return Outcome([], checkpoints, run_folder(line))

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from tt_ray.config import ExperimentConfig
+from tt_ray.config import ExperimentConfig, PlannerConfig
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.data.episodes import DataSpec, Episodes
 from tt_ray.data.minari_folder import dataset_folder
@@ -26,13 +26,14 @@ from tt_ray.distributed.evaluate import check_environment
 from tt_ray.distributed.following import Update, following, replay
 from tt_ray.distributed.holders import Holder
 from tt_ray.distributed.stages import Input, Stage, StageStore
-from tt_ray.distributed.train import OnPoint, steps_done, train_model
+from tt_ray.distributed.train import OnPoint, steps_done, train_critic, train_model
 from tt_ray.distributed.usage import Usage
 from tt_ray.errors import UserError
 from tt_ray.evaluation.collect import collect
 from tt_ray.evaluation.random_search import environment
-from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
-from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics
+from tt_ray.fingerprints import critic_fingerprint, model_fingerprint, tokens_fingerprint
+from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics, last_checkpoint
+from tt_ray.planning.objectives import find_objective
 from tt_ray.tracking import Run
 
 FEW_STEPS = 20_000
@@ -63,14 +64,19 @@ class Line:
         self.spec: DataSpec
         self.tokens: Path
         self.models: dict[int, Path] = {}
+        self.critics: dict[int, Path] = {}
+        self.given_critic: Path | None = None
+        """A critic's checkpoint that the user has named, in place of the store's."""
 
     @cached_property
     def episodes(self) -> Episodes:
         """The data set."""
-        return load_episodes(self.config.dataset.id, self.config.dataset.observation_dims)
+        data = self.config.dataset
+        return load_episodes(data.id, data.observation_dims, data.observation_keys, self.config.goal)
 
     def check(self, resume: bool) -> None:
         """`UserError` for all that can be known before anything is started or written."""
+        check_objective(self.config)
         if check_data(self.config):
             if self.config.collect is not None:
                 self.usage.reuse("data", "data set", 0.0)
@@ -91,6 +97,9 @@ class Line:
         self.tokens = self.store.path("tokens", identity)
         for seed in self.config.seeds:
             self.models[seed] = self.store.path("models", model_fingerprint(self.config, identity, seed))
+            if self.config.critic is not None:
+                key = critic_fingerprint(self.config, data_fingerprint, seed)
+                self.critics[seed] = self.store.path("critics", key)
 
     def make_tokens(self) -> None:
         """The tokens, made unless they are there; the data set is read only where it has to be."""
@@ -99,7 +108,8 @@ class Line:
                 self._clear_leftovers()
                 if not (self.tokens / "tokens.json").exists():  # else another was killed before publishing
                     config = self.config
-                    TokenSet.build(self.episodes, config.dataset, config.discretizer).save(self.tokens)
+                    tokens = TokenSet.build(self.episodes, config.dataset, config.discretizer, config.goal)
+                    tokens.save(self.tokens)
                 dataset, bins = self.config.dataset, self.config.discretizer
                 description = {"dataset": dataset.id, "strategy": bins.strategy, "num_bins": bins.num_bins}
                 stage.publish(description)
@@ -146,6 +156,39 @@ class Line:
         run.set_tags(
             {"checkpoint": str(checkpoint), "stage.tokens": self.tokens.name, "stage.model": folder.name}
         )
+        return checkpoint
+
+    def train_critic(self, seed: int, run: Run) -> None:
+        """The critic of one training seed, where the objective asks for one, trained unless it is there."""
+        if not find_objective(self.config.planner.objective).uses_critic or self.given_critic is not None:
+            return
+        folder, config = self.critics[seed], self.config.critic
+        assert config is not None
+        with self.stage("critics", folder.name, f"critic {seed}", work="training") as stage:
+            if not stage.held:
+                replay(folder / "journal.jsonl", run)
+            else:
+                with (
+                    self.progress.stage(f"critic, seed {seed}", config.steps) as update,
+                    following(folder / "journal.jsonl", run, update),
+                ):
+                    train_critic(self.config, self.episodes, folder, seed)
+                stage.publish({"dataset": self.config.dataset.id, "seed": seed, "steps": config.steps})
+        run.set_tags({"stage.critic": folder.name})
+
+    def critic_for(self, planner: PlannerConfig, seed: int | None) -> Path | None:
+        """Checkpoint of the critic that the planner's objective asks for; None where it asks for none."""
+        if not find_objective(planner.objective).uses_critic:
+            return None
+        if self.given_critic is not None:
+            return self.given_critic
+        folder = None if seed is None else self.critics.get(seed)
+        checkpoint = None if folder is None else last_checkpoint(folder)
+        if checkpoint is None:
+            raise UserError(
+                f"planner.objective {planner.objective} needs a critic, and {self.storage} has none of this "
+                "experiment: run the whole experiment, or name one with --critic FOLDER"
+            )
         return checkpoint
 
     @contextmanager
@@ -204,6 +247,14 @@ class Line:
         }
         loss = checkpoint_metrics(best).get("val/loss") if best is not None else None
         return description if loss is None else {**description, "val/loss": loss}
+
+
+def check_objective(config: ExperimentConfig) -> None:
+    """`UserError` unless the objective is known and the experiment has what it needs."""
+    kind, name = find_objective(config.planner.objective), config.planner.objective
+    for needs, section in ((kind.uses_goal, "goal"), (kind.uses_critic, "critic")):
+        if needs and getattr(config, section) is None:
+            raise UserError(f"{section}: planner.objective {name} needs this section, and it is missing")
 
 
 def check_data(config: ExperimentConfig) -> bool:

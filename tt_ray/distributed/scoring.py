@@ -45,7 +45,7 @@ def baselines(line: Line) -> list[Row]:
     best = sorted(returns)[-max(1, len(returns) // 10) :]
     rows += [_data_row(line, "data set", returns), _data_row(line, "data set, best tenth", best)]
     policy = own_metadata(spec.dataset_id).get("final_policy")
-    if policy is not None and line.config.dataset.observation_dims is None:
+    if policy is not None and not spec.cropped:
         worker = LinearBaseline(policy)
         rows.append(_play(line, "final behaviour policy", None, worker, f"behaviour-{identity}"))
     return rows
@@ -61,11 +61,11 @@ def score_planner(
 ) -> Row:
     """Episodes of the planner on a checkpoint, for `seeds` or else the experiment's own."""
     resources = line.config.resources
-    slots = resources.episodes_per_actor
-    worker = Planner(checkpoint, planner, line.config.dataset.discount, slots, resources.decoder)
-    key = evaluation_key(line.config, planner, checkpoint)
-    model = checkpoint.parent.parent
-    inputs = [("models", model.name)] if model.parent == line.storage / "models" else []
+    slots, critic = resources.episodes_per_actor, line.critic_for(planner, seed)
+    worker = Planner(checkpoint, planner, line.config.dataset.discount, slots, resources.decoder, critic)
+    key = evaluation_key(line.config, planner, checkpoint, critic)
+    made = [path.parent.parent for path in (checkpoint, critic) if path is not None]
+    inputs = [(path.parent.name, path.name) for path in made if path.parent.parent == line.storage]
     return _play(line, policy, seed, worker, key, seeds, slots, inputs)
 
 
@@ -75,9 +75,12 @@ def greedy(line: Line) -> PlannerConfig:
     return PlannerConfig(**{**vars(GREEDY), "max_context_transitions": context})
 
 
-def evaluation_key(config: ExperimentConfig, planner: PlannerConfig, checkpoint: Path) -> str:
-    """Key of the planner's episodes with a checkpoint."""
-    return evaluation_fingerprint(config, planner, checkpoint_identity(checkpoint))
+def evaluation_key(
+    config: ExperimentConfig, planner: PlannerConfig, checkpoint: Path, critic: Path | None = None
+) -> str:
+    """Key of the planner's episodes with a checkpoint, and a critic's where one scores the plans."""
+    scorer = None if critic is None else checkpoint_identity(critic)
+    return evaluation_fingerprint(config, planner, checkpoint_identity(checkpoint), scorer)
 
 
 def checkpoint_identity(checkpoint: Path) -> str:
@@ -120,7 +123,8 @@ def _play(
             if there := len(wanted) - len(missing(folder, wanted)):
                 name = f"{there} episodes ({title})"
                 line.usage.reuse("evaluations", name, share(stage) * stage.seconds, there)
-            worker = Worker(make, line.spec, line.config.evaluation.max_steps)
+            evaluation = line.config.evaluation
+            worker = Worker(make, line.spec, evaluation.max_steps, evaluation.record)
             _play_missing(line, title, wanted, worker, stage, slots)
             stage.publish({"policy": policy, "episodes": len(read_episodes(folder))})
     found = read_episodes(folder)

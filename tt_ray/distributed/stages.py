@@ -32,7 +32,7 @@ from tt_ray.distributed.claims import Claim, Claims, Timing, sync
 from tt_ray.distributed.holders import Holder
 from tt_ray.errors import UserError
 
-KINDS = ("tokens", "models", "critics", "evaluations")
+KINDS = ("tokens", "models", "critics", "dynamics", "evaluations")
 """A stage is made from stages of the kinds before its own."""
 MANIFEST = "stage.json"
 KEY = re.compile(r"([a-z]+-)?[0-9a-f]{8,64}")

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.config import ExperimentConfig, to_dict
+from tt_ray.data.episodes import Episodes, treat_rewards
 from tt_ray.data.token_store import TokenSet
+from tt_ray.data.windows import split_episodes
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import experiment_from_dict
 from tt_ray.model.checkpoint import last_checkpoint, prune_checkpoints
 from tt_ray.tracking import Journal
+from tt_ray.training.critic import CriticJob, Transitions, fit_critic
 from tt_ray.training.job import make_job
 from tt_ray.training.loop import Workers, fit
 
@@ -66,6 +69,26 @@ def train_model(
         _train_with_ray(settings, allocation, config.resources.max_failures)
     prune_checkpoints(folder)  # what a kill during or after the last checkpoint has left
     shutil.rmtree(folder / RAY, ignore_errors=True)
+
+
+def train_critic(config: ExperimentConfig, episodes: Episodes, folder: Path, seed: int) -> None:
+    """Train the critic of `seed` in `folder`, from its last checkpoint if it has one, to the end.
+
+    On the model's training episodes, in this process: its networks are small. Its curves go to a journal in
+    `folder`.
+    """
+    import torch
+
+    data, critic = config.dataset, config.critic
+    assert critic is not None
+    chosen, _ = split_episodes(len(episodes), data.validation_fraction, data.split_seed, data.fraction)
+    job = CriticJob(critic, Transitions.of(treat_rewards(episodes, data), chosen), episodes.spec, seed)
+    journal = Journal(folder)
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        journal.append({f"critic/{name}": value for name, value in metrics.items()}, step)
+
+    fit_critic(job, folder, log, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _train(settings: dict[str, Any], workers: Workers, device: str, on_point: OnPoint | None = None) -> None:

@@ -1,53 +1,88 @@
-"""Real data on a fresh machine: the learning history of a random search, poor to good, as a Minari data set.
+"""Real data on a fresh machine, as a Minari data set: a random search's history, or walks through a maze.
 
-Until the data set is written, work is kept in a hidden folder beside the data sets, so that a crash loses
-little and changes nothing.
+What makes the episodes is a `Method`; this module runs one, keeps its work in a hidden folder beside the data
+sets until the set is written, and writes it with a description of how it was made.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import os
-import shutil
+import json
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
 
+import gymnasium as gym
 import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 
 from tt_ray.config import CollectConfig, to_dict
 from tt_ray.data.d4rl_names import reference_scores
-from tt_ray.data.minari_folder import OWN_METADATA, check_new_id, dataset_folder, datasets_root
+from tt_ray.data.minari_folder import OWN_METADATA, check_new_id, dataset_folder
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.errors import UserError
-from tt_ray.evaluation.random_search import (
-    LinearPolicy,
-    Search,
-    advance,
-    environment,
-    final_return,
-    learning_episode,
-    random_policy_return,
-    start,
-    trials,
-    undiscounted_return,
-)
+from tt_ray.evaluation.random_search import Search, advance, final_return, learning_episode, start, trials
+from tt_ray.evaluation.recording import environment, random_policy_return, undiscounted_return
+from tt_ray.evaluation.waypoints import Waypoints
+from tt_ray.evaluation.work_folder import WorkFolder
 from tt_ray.fingerprints import fingerprint
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """`map(function, items)`: the results in the order of the items; both pickle."""
 Progress = Callable[[int, int, str], None]
-"""`progress(steps_done, steps_total, message)` after every iteration."""
+"""`progress(steps_done, steps_total, message)` after every round."""
 
 STEPS_PER_SHARD = 10_000  # a crash loses at most about so many environment steps: a second or two
 RANDOM_EPISODES = 20
+
+State = TypeVar("State")
+
+
+class Method(Protocol[State]):
+    """How episodes are made: in rounds, each a function of the settings and of the state before it.
+
+    A state is a dataclass of arrays and numbers, among them `steps`, those recorded so far.
+    """
+
+    @property
+    def algorithm(self) -> str:
+        """What the data set calls it."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line on what the data set holds."""
+        ...
+
+    def start(self) -> State:
+        """The state before the first round."""
+        ...
+
+    def restore(self, saved: Mapping[str, Any]) -> State:
+        """The state whose fields are `saved`."""
+        ...
+
+    def round(self, state: State) -> tuple[Callable[[Any], RecordedEpisode], Sequence[Any]]:
+        """What makes an episode, and of what: one item for each episode of the round."""
+        ...
+
+    def advance(self, state: State, episodes: Sequence[RecordedEpisode]) -> State:
+        """The state after a round that gave `episodes`."""
+        ...
+
+    def message(self, state: State, episodes: Sequence[RecordedEpisode]) -> str:
+        """How it goes after a round, for a progress bar."""
+        ...
+
+    def findings(self, state: State, episodes: Iterable[RecordedEpisode], map: Map) -> dict[str, Any]:
+        """What the metadata tells of the last state and of all episodes beside returns, as JSON data."""
+        ...
+
+    def references(self, metadata: Mapping[str, Any]) -> tuple[float, float] | tuple[None, None]:
+        """Returns that count as score 0 and 100, where the environment has none of its own."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +96,11 @@ class CollectReport:
     best_tenth_return: float
     """Mean of the best tenth of the episodes."""
     final_policy_returns: tuple[float, ...]
-    """Of the learned policy, unperturbed, in episodes that are not part of the data set."""
-    final_policy_return: float
+    """Of the learned policy, unperturbed, in episodes that are not part of the data set; none if none was."""
+    final_policy_return: float | None
     """Their mean."""
+    success_share: float | None
+    """Share of the episodes that reached the goal; None where the method knows of none."""
     random_return: float
     """Mean return of uniformly random actions."""
     seconds: float
@@ -79,17 +116,17 @@ def collect(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> CollectReport:
-    """Learn by random search and write the learning history, poor to good, as the Minari set `dataset_id`.
+    """Make episodes as `config` says and write them as the Minari set `dataset_id`.
 
     A data set collected with the same settings is reused (`overwrite` makes it anew). Finished episodes are
     kept on disk: interrupted at any moment, the same call goes on and ends with the same data set. The
-    metadata holds the settings, the final policy and its returns, and those of random actions.
+    metadata holds the settings, the returns, those of random actions, and what the method has found.
 
     Raises `UserError`: the id is malformed, taken by a data set made otherwise, or being collected by another
     process; the environment is unknown or cannot be used; the folder cannot be written.
     """
     began = time.monotonic()
-    identity = fingerprint("collect", to_dict(config))
+    identity = fingerprint("collect", config.identity())
     folder = WorkFolder(dataset_id, identity)
     if check_new_id(dataset_id, overwrite=True).exists() and not overwrite:
         metadata = _collected_before(dataset_id, config, identity)
@@ -97,22 +134,23 @@ def collect(
             with suppress(UserError), folder:
                 folder.remove()
         return _report(dataset_id, metadata, time.monotonic() - began, reused=True)
-    env = environment(config)
+    env, method = environment(config), method_of(config)
     with folder:
-        policy = _learn(config, folder, map, progress).policy
-        metadata = _metadata(config, identity, policy, folder, map)
-        low, high = _references(config.environment, metadata)
+        state = _record(config, method, folder, map, progress)
+        found = method.findings(state, folder.episodes(), map)
+        metadata = {**_metadata(config, identity, folder, map), **found}
+        low, high = _references(method, config.environment, metadata)
         episodes = (replace(e, observations=env.unflatten(e.observations)) for e in folder.episodes())
         write_dataset(
             dataset_id,
             episodes,
-            environment=config.environment,
+            environment=_described(config.environment),
             observation_space=env.env.observation_space,
             action_space=env.action_space,
             ref_min_score=low,
             ref_max_score=high,
-            algorithm_name="Augmented random search (ARS V2-t)",
-            description="The learning history of a linear policy, in the order in which it was recorded.",
+            algorithm_name=method.algorithm,
+            description=method.description,
             metadata=metadata,
             overwrite=overwrite,
         )
@@ -120,34 +158,82 @@ def collect(
     return _report(dataset_id, metadata, time.monotonic() - began, reused=False)
 
 
-def _learn(config: CollectConfig, folder: WorkFolder, map: Map, progress: Progress | None) -> Search:
-    """The search's last state; its episodes, and all of its states along the way, go to `folder`."""
-    search = folder.resume() or start(config)
-    saved = search.steps
+def method_of(config: CollectConfig) -> Method[Any]:
+    """What `config.method` names; `UserError` unless it can act in the environment."""
+    return Waypoints(config) if config.method == "waypoints" else RandomSearch(config)
+
+
+class RandomSearch:
+    """A `Method`: a random search learns linear policies, poor to good, and its whole history is recorded."""
+
+    algorithm = "Augmented random search (ARS V2-t)"
+    description = "The learning history of a linear policy, in the order in which it was recorded."
+
+    def __init__(self, config: CollectConfig) -> None:
+        self._config = config
+
+    def start(self) -> Search:
+        """The search before its first iteration."""
+        return start(self._config)
+
+    def restore(self, saved: Mapping[str, Any]) -> Search:
+        """The search after some iterations."""
+        weights, mean, m2 = saved["weights"], saved["mean"], saved["m2"]
+        return Search(weights, mean, m2, int(saved["steps"]), int(saved["iteration"]))
+
+    def round(self, search: Search) -> tuple[Callable[[Any], RecordedEpisode], Sequence[Any]]:
+        """The trials of an iteration."""
+        run = functools.partial(learning_episode, self._config, search.policy)
+        return run, trials(self._config, search.iteration)
+
+    def advance(self, search: Search, episodes: Sequence[RecordedEpisode]) -> Search:
+        """The search after an iteration."""
+        return advance(self._config, search, episodes)
+
+    def message(self, search: Search, episodes: Sequence[RecordedEpisode]) -> str:
+        """The latest iteration's returns."""
+        returns = [undiscounted_return(episode) for episode in episodes]
+        return f"iteration {search.iteration}: mean return {np.mean(returns):.0f}, best {max(returns):.0f}"
+
+    def findings(self, search: Search, episodes: Iterable[RecordedEpisode], map: Map) -> dict[str, Any]:
+        """The learned policy, and its returns without noise."""
+        run = functools.partial(final_return, self._config, search.policy)
+        return {
+            "final_policy_returns": list(map(run, range(self._config.final_episodes))),
+            "final_policy": {key: value.tolist() for key, value in vars(search.policy).items()},
+        }
+
+    def references(self, metadata: Mapping[str, Any]) -> tuple[float, float]:
+        """Random actions and the final policy."""
+        return float(np.mean(metadata["random_returns"])), float(np.mean(metadata["final_policy_returns"]))
+
+
+def _record(
+    config: CollectConfig, method: Method[Any], folder: WorkFolder, map: Map, progress: Progress | None
+) -> Any:
+    """The method's last state; its episodes, and states along the way, go to `folder`."""
+    state = folder.resume(method.restore) or method.start()
+    saved = state.steps
     unsaved: list[RecordedEpisode] = []
-    while search.steps < config.steps:
-        run = functools.partial(learning_episode, config, search.policy)
-        episodes = list(map(run, trials(config, search.iteration)))
-        search = advance(config, search, episodes)
+    while state.steps < config.steps:
+        run, items = method.round(state)
+        episodes = list(map(run, items))
+        state = method.advance(state, episodes)
         unsaved += episodes
-        if search.steps - saved >= STEPS_PER_SHARD or search.steps >= config.steps:
-            folder.save(search, unsaved)
-            saved, unsaved = search.steps, []
+        if state.steps - saved >= STEPS_PER_SHARD or state.steps >= config.steps:
+            folder.save(state, unsaved)
+            saved, unsaved = state.steps, []
         if progress is not None:
-            returns = [undiscounted_return(episode) for episode in episodes]
-            latest = f"mean return {np.mean(returns):.0f}, best {max(returns):.0f}"
-            progress(search.steps, config.steps, f"iteration {search.iteration}: {latest}")
-    return search
+            progress(state.steps, config.steps, method.message(state, episodes))
+    return state
 
 
-def _metadata(
-    config: CollectConfig, identity: str, policy: LinearPolicy, folder: WorkFolder, map: Map
-) -> dict[str, Any]:
-    """What the data set says of itself: settings, policy, and the returns that `CollectReport` tells."""
+def _metadata(config: CollectConfig, identity: str, folder: WorkFolder, map: Map) -> dict[str, Any]:
+    """What every data set says of itself: settings, returns, and those of random actions at the same task."""
     returns = np.array([undiscounted_return(episode) for episode in folder.episodes()])
     best = np.sort(returns)[-max(1, len(returns) // 10) :]
-    final = map(functools.partial(final_return, config, policy), range(config.final_episodes))
-    random = map(functools.partial(random_policy_return, config), range(RANDOM_EPISODES))
+    task = config if config.segment_cells is None else replace(config, max_steps=None)  # that of a segment
+    random = map(functools.partial(random_policy_return, task), range(RANDOM_EPISODES))
     return {
         "collect": to_dict(config),
         "collect_fingerprint": identity,
@@ -157,19 +243,28 @@ def _metadata(
             "mean_return": float(returns.mean()),
             "best_tenth_return": float(best.mean()),
         },
-        "final_policy_returns": list(final),
         "random_returns": list(random),
-        "final_policy": {key: value.tolist() for key, value in vars(policy).items()},
     }
 
 
-def _references(environment: str, metadata: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Returns that count as score 0 and 100: D4RL's, or else random actions and the final policy."""
+def _references(
+    method: Method[Any], environment: str, metadata: Mapping[str, Any]
+) -> tuple[float | None, float | None]:
+    """Returns that count as score 0 and 100: D4RL's, or else the method's."""
     known = reference_scores(environment)
-    if known != (None, None):
-        return known
-    low, high = (float(np.mean(metadata[key])) for key in ("random_returns", "final_policy_returns"))
-    return (low, high) if high > low else (None, None)
+    low, high = known if known != (None, None) else method.references(metadata)
+    return (low, high) if low is not None and high is not None and high > low else (None, None)
+
+
+def _described(environment: str) -> str | dict[str, Any]:
+    """The environment as the data set is to name it: an import path with what was registered under its id."""
+    module, _, name = environment.rpartition(":")
+    if not module:
+        return environment
+    try:
+        return {**json.loads(gym.spec(name).to_json()), "id": environment}
+    except (gym.error.Error, TypeError, ValueError):  # registered with a function
+        return environment
 
 
 def _collected_before(dataset_id: str, config: CollectConfig, identity: str) -> dict[str, Any]:
@@ -181,128 +276,28 @@ def _collected_before(dataset_id: str, config: CollectConfig, identity: str) -> 
     metadata = raw.get(OWN_METADATA, {}).get("metadata", {})
     if metadata.get("collect_fingerprint") == identity:
         return metadata
-    before = metadata.get("collect", {})
-    wanted = to_dict(config).items()
-    differ = [f"{key} {before[key]}, not {value}" for key, value in wanted if before.get(key, value) != value]
+    wanted, before = to_dict(config), metadata.get("collect", {})
+    if before:  # by an older release, perhaps, which did not have all settings
+        usual = {field.name: field.default for field in fields(config) if field.name in config.LATER}
+        before = {**usual, **before}
+    differ = [
+        f"{key} {before[key]}, not {value}"
+        for key, value in wanted.items()
+        if before.get(key, value) != value
+    ]
     how = f"with other settings ({'; '.join(differ)})" if differ else "in another way"
     raise UserError(f"data set {dataset_id} exists, made {how}: choose another id, or overwrite it")
 
 
 def _report(dataset_id: str, metadata: Mapping[str, Any], seconds: float, *, reused: bool) -> CollectReport:
+    final = tuple(metadata.get("final_policy_returns", ()))
     return CollectReport(
         dataset_id=dataset_id,
         **metadata["history"],
-        final_policy_returns=tuple(metadata["final_policy_returns"]),
-        final_policy_return=float(np.mean(metadata["final_policy_returns"])),
+        final_policy_returns=final,
+        final_policy_return=float(np.mean(final)) if final else None,
+        success_share=metadata.get("success_share"),
         random_return=float(np.mean(metadata["random_returns"])),
         seconds=seconds,
         reused=reused,
     )
-
-
-class WorkFolder:
-    """The unfinished collection of one data set on disk; a context manager that holds its lock.
-
-    Numbered shards, each written at once: the search after some iterations, and the episodes that led there.
-    """
-
-    def __init__(self, dataset_id: str, identity: str) -> None:
-        self.path = datasets_root() / ".collecting" / f"{dataset_id.replace('/', '-')}-{identity}"
-        self._dataset_id = dataset_id
-        self._lock: Any = None
-
-    def __enter__(self) -> WorkFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "w")
-        except OSError as error:
-            raise UserError(f"cannot write in {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UserError(f"data set {self._dataset_id} is being collected by another process") from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.close()
-
-    def save(self, search: Search, episodes: Sequence[RecordedEpisode]) -> None:
-        """Add a shard: `search`, and the episodes since the last one."""
-        path = self.path / f"{len(self._shards()):06d}.npz"
-        temporary = path.with_suffix(".tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, **vars(search), **_pack(episodes))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-    def resume(self) -> Search | None:
-        """The search after the last whole shard; damaged shards, and those after them, are dropped."""
-        search = None
-        paths = self._shards()
-        for index, path in enumerate(paths):
-            try:
-                with np.load(path) as shard:
-                    search = _unpack_search(shard)
-                    for _ in _unpack_episodes(shard):
-                        pass
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                for damaged in paths[index:]:
-                    damaged.unlink()
-                break
-        return search
-
-    def episodes(self) -> Iterator[RecordedEpisode]:
-        """All episodes so far, in the order in which they were saved."""
-        for path in self._shards():
-            with np.load(path) as shard:
-                yield from _unpack_episodes(shard)
-
-    def remove(self) -> None:
-        """Delete the folder: the data set is written."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        with suppress(OSError):  # others are being collected
-            self.path.parent.rmdir()
-
-    def _shards(self) -> list[Path]:
-        return sorted(self.path.glob("*.npz"))
-
-
-def _pack(episodes: Sequence[RecordedEpisode]) -> dict[str, Any]:
-    return {
-        "observations": np.concatenate([episode.observations for episode in episodes]),
-        "actions": np.concatenate([episode.actions for episode in episodes]),
-        "rewards": np.concatenate([episode.rewards for episode in episodes]),
-        "terminations": np.concatenate([episode.terminations for episode in episodes]),
-        "truncations": np.concatenate([episode.truncations for episode in episodes]),
-        "lengths": np.array([len(episode.rewards) for episode in episodes]),
-        "seeds": np.array([episode.seed for episode in episodes], dtype=np.int64),
-        "names": np.array([episode.behavior_policy for episode in episodes]),
-    }
-
-
-def _unpack_search(shard: Mapping[str, Any]) -> Search:
-    return Search(shard["weights"], shard["mean"], shard["m2"], int(shard["steps"]), int(shard["iteration"]))
-
-
-def _unpack_episodes(shard: Mapping[str, Any]) -> Iterator[RecordedEpisode]:
-    """The inverse of `_pack`; an episode has one observation more than steps."""
-    columns = {
-        key: shard[key] for key in ("observations", "actions", "rewards", "terminations", "truncations")
-    }
-    begin = 0
-    for index, (length, seed, name) in enumerate(
-        zip(shard["lengths"], shard["seeds"], shard["names"], strict=True)
-    ):
-        first = begin + index
-        rows = {key: column[begin : begin + length] for key, column in columns.items()}
-        rows["observations"] = columns["observations"][first : first + length + 1]
-        yield RecordedEpisode(seed=int(seed), behavior_policy=str(name), **rows)
-        begin += int(length)

@@ -30,13 +30,19 @@ logger = logging.getLogger(__name__)
 class FlatEnvironment(gym.Wrapper):
     """An environment as the planner sees it: observations float32 [N], actions [M] clipped to their bounds.
 
+    For a goal model, the goal that the environment asks for comes first in every observation, [G + N].
     Nothing is reset by itself: a step after the end of an episode raises `RuntimeError`.
     """
 
-    def __init__(self, env: gym.Env, keys: Sequence[str], observation_dim: int | None) -> None:
+    def __init__(
+        self, env: gym.Env, keys: Sequence[str], observation_dim: int | None, goal_keys: Sequence[str] = ()
+    ) -> None:
         super().__init__(env)
-        self._keys = tuple(keys)
-        self._dim = min(_flat_size(env.observation_space, self._keys), observation_dim or sys.maxsize)
+        self._keys = (*goal_keys, *keys)
+        self.goal_dim = sum(_leaf_size(env.observation_space, key) for key in goal_keys)
+        """G, dimensions of the goal at the front of every observation; 0 for none."""
+        whole = sum(_leaf_size(env.observation_space, key) for key in keys or ("",))
+        self._dim = self.goal_dim + min(whole, observation_dim or whole)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (self._dim,), np.float32)
         self._low = env.action_space.low
         self._high = env.action_space.high
@@ -46,9 +52,9 @@ class FlatEnvironment(gym.Wrapper):
         return flattening.flatten_observation(observation, self._keys)[: self._dim]
 
     def unflatten(self, observations: NDArray[np.float32]) -> Any:
-        """Flat observations [L, N] as the environment gives them: an array [L, ...] or a nested dict of them.
+        """Flat observations [L, G + N] as the environment gives them: an array or a nested dict of them.
 
-        Not for cropped observations, from which the rest is missing.
+        Leaves that are not kept are missing. Not for observations of which only the first dimensions are.
         """
         leaves = [(key, _leaf_shape(self.env.observation_space, key)) for key in self._keys or ("",)]
         parts = np.split(observations, np.cumsum([math.prod(shape) for _, shape in leaves])[:-1], axis=1)
@@ -68,13 +74,13 @@ class FlatEnvironment(gym.Wrapper):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; the first observation [N]."""
+        """Begin an episode; the first observation [G + N]."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._running = True
         return self._flat(observation), info
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """One step with the clipped action; the next observation [N], reward, terminated, truncated, info."""
+        """One step with the clipped action: observation [G + N], reward, terminated, truncated, info."""
         if not self._running:
             raise RuntimeError("the episode is over (or was never begun): call reset first")
         observation, reward, terminated, truncated, info = self.env.step(self.clip(action))
@@ -87,15 +93,17 @@ def make_environment(
     *,
     observation_keys: Sequence[str] = (),
     observation_dim: int | None = None,
+    goal_keys: Sequence[str] = (),
     max_steps: int | None = None,
     render: bool = False,
 ) -> FlatEnvironment:
     """The environment that a data set's description names, its actions clipped and its observations flat.
 
     `environment` is Gymnasium's EnvSpec as JSON data, or `{"id": ...}` alone; the id may be an import path
-    (`package.module:EnvId`), whose module is also looked for in the working folder. `observation_keys` is the
-    order in which a Dict observation is flattened (none given: sorted paths), `observation_dim` how many
-    dimensions are kept. `max_steps` replaces the time limit; `render`: `env.render()` returns an RGB frame.
+    (`package.module:EnvId`), whose module is also looked for in the working folder. `observation_keys` are
+    the parts of a Dict observation that are kept, in the order in which they are flattened (none given: all,
+    sorted by path), `observation_dim` how many dimensions of these; `goal_keys` come before them and are no
+    part of them. `max_steps` replaces the time limit; `render`: `env.render()` returns an RGB frame.
 
     Raises `UserError` where the environment is unknown, cannot be imported, or its spaces are not supported.
     """
@@ -107,7 +115,7 @@ def make_environment(
     except (ImportError, gym.error.Error, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"environment {environment['id']} cannot be made: {_one_line(error)}") from error
     try:
-        return _flatten(env, environment["id"], observation_keys, observation_dim)
+        return _flatten(env, environment["id"], observation_keys, observation_dim, goal_keys)
     except UserError:
         env.close()
         raise
@@ -116,8 +124,10 @@ def make_environment(
 def check_compatible(spec: DataSpec, env: gym.Env) -> None:
     """`UserError` where an environment from `make_environment` does not fit a model's data."""
     name = spec.environment.get("id", "the environment")
+    goal_dim = getattr(env, "goal_dim", 0)
     for word, trained, offered in (
-        ("observation", spec.observation_dim, env.observation_space.shape[0]),
+        ("goal", spec.goal_dim, goal_dim),
+        ("observation", spec.observation_dim, env.observation_space.shape[0] - goal_dim),
         ("action", spec.action_dim, math.prod(env.action_space.shape)),
     ):
         if trained != offered:
@@ -210,7 +220,9 @@ def _import_module(module: str, environment_id: str) -> None:
         ) from error
 
 
-def _flatten(env: gym.Env, name: str, keys: Sequence[str], observation_dim: int | None) -> FlatEnvironment:
+def _flatten(
+    env: gym.Env, name: str, keys: Sequence[str], observation_dim: int | None, goal_keys: Sequence[str]
+) -> FlatEnvironment:
     if not isinstance(env.action_space, gym.spaces.Box) or len(env.action_space.shape) != 1:
         raise UserError(
             f"environment {name} has the action space {env.action_space}: "
@@ -220,16 +232,17 @@ def _flatten(env: gym.Env, name: str, keys: Sequence[str], observation_dim: int 
         available = flattening.observation_keys(env.observation_space)
     except UserError as error:
         raise UserError(f"environment {name}: {error}") from error
-    missing = sorted(set(keys) - set(available))
+    missing = sorted({*keys, *goal_keys} - set(available))
     if missing:
         raise UserError(
             f"environment {name} has no observation {missing[0]!r}, only {', '.join(available) or 'a Box'}"
         )
-    return FlatEnvironment(env, tuple(keys) or available, observation_dim)
+    kept = tuple(keys) or tuple(key for key in available if key not in goal_keys)
+    return FlatEnvironment(env, kept, observation_dim, goal_keys)
 
 
-def _flat_size(space: gym.Space, keys: Sequence[str]) -> int:
-    return sum(math.prod(_leaf_shape(space, key)) for key in keys or ("",))
+def _leaf_size(space: gym.Space, key: str) -> int:
+    return math.prod(_leaf_shape(space, key))
 
 
 def _leaf_shape(space: Any, key: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ fixed order, so that it does not matter where or in which order they ran.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,11 +15,17 @@ from numpy.typing import NDArray
 
 from tt_ray.config import CollectConfig
 from tt_ray.data.minari_writer import RecordedEpisode
-from tt_ray.errors import UserError
-from tt_ray.evaluation.environments import FlatEnvironment, make_environment, random_return
-
-# What a random stream is for: the first part of its SeedSequence's spawn key.
-DIRECTION, LEARNING, FINAL, RANDOM = range(4)
+from tt_ray.evaluation.environments import FlatEnvironment
+from tt_ray.evaluation.recording import (
+    DIRECTION,
+    FINAL,
+    LEARNING,
+    action_noise,
+    environment,
+    episode_seed,
+    record,
+    undiscounted_return,
+)
 
 
 @dataclass(frozen=True)
@@ -69,44 +74,22 @@ def linear_policy_action(
 
 
 def roll_out(
-    env: FlatEnvironment, policy: LinearPolicy, seed: int, name: str, action_noise: float = 0.0
+    env: FlatEnvironment, policy: LinearPolicy, seed: int, name: str, spread: float = 0.0
 ) -> RecordedEpisode:
-    """One recorded episode of `policy`, its actions as the environment took them.
+    """One recorded episode of `policy`; `spread` is the noise on its actions, as in `action_noise`."""
+    noise = action_noise(env, seed, spread)
 
-    `action_noise` is the standard deviation of normal noise on every action, in halves of the action range.
-    """
-    noise = np.random.default_rng([seed, 2])  # apart from the environment's own stream, default_rng(seed)
-    space = env.action_space
-    spread = action_noise * (space.high - space.low) / 2 if action_noise > 0 else np.float32(0)
-    observation, _ = env.reset(seed=seed)
-    observations, actions, rewards = [observation], [], []
-    terminated = truncated = False
-    while not (terminated or truncated):
-        meant = linear_policy_action(policy.weights, policy.mean, policy.std, observation)
-        action = env.clip(meant + spread * noise.standard_normal(len(meant)))
-        observation, reward, terminated, truncated, _ = env.step(action)
-        observations.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-    if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
-        raise UserError(f"{env.unwrapped} gave a number that is not finite in the episode of seed {seed}")
-    last = np.arange(1, len(rewards) + 1) == len(rewards)
-    return RecordedEpisode(
-        seed=seed,
-        behavior_policy=name,
-        observations=np.stack(observations),
-        actions=np.stack(actions),
-        rewards=np.asarray(rewards, dtype=np.float32),
-        terminations=last & terminated,
-        truncations=last & truncated,
-    )
+    def act(observation: NDArray[np.float32]) -> NDArray[np.float64]:
+        return linear_policy_action(policy.weights, policy.mean, policy.std, observation) + noise()
+
+    return record(env, act, seed, name)
 
 
 def learning_episode(config: CollectConfig, policy: LinearPolicy, trial: Trial) -> RecordedEpisode:
     """The episode of one trial: `policy`, perturbed along the trial's direction."""
     direction = _direction(config, trial.iteration, trial.direction, policy.weights.shape)
     perturbed = replace(policy, weights=policy.weights + trial.sign * config.noise * direction)
-    seed = _seed(config, LEARNING, trial.iteration, trial.direction, int(trial.sign > 0))
+    seed = episode_seed(config, LEARNING, trial.iteration, trial.direction, int(trial.sign > 0))
     sign = "+" if trial.sign > 0 else "-"
     name = f"ars iteration {trial.iteration} direction {trial.direction} {sign}"
     return roll_out(environment(config), perturbed, seed, name, config.action_noise)
@@ -115,12 +98,7 @@ def learning_episode(config: CollectConfig, policy: LinearPolicy, trial: Trial) 
 def final_return(config: CollectConfig, policy: LinearPolicy, episode: int) -> float:
     """Undiscounted return of the learned policy, unperturbed, in an episode that is not recorded."""
     env = environment(config)
-    return undiscounted_return(roll_out(env, policy, _seed(config, FINAL, episode), "final policy"))
-
-
-def random_policy_return(config: CollectConfig, episode: int) -> float:
-    """Undiscounted return of uniformly random actions."""
-    return random_return(environment(config), _seed(config, RANDOM, episode))
+    return undiscounted_return(roll_out(env, policy, episode_seed(config, FINAL, episode), "final policy"))
 
 
 def start(config: CollectConfig) -> Search:
@@ -164,27 +142,8 @@ def _merge(
     return mean + delta * (len(rows) / total), m2, total
 
 
-def environment(config: CollectConfig) -> FlatEnvironment:
-    """This process's environment, built once: every episode resets it with a seed of its own."""
-    return _make(config.environment, config.max_steps)
-
-
-def undiscounted_return(episode: RecordedEpisode) -> float:
-    """Sum of the episode's rewards."""
-    return float(episode.rewards.sum(dtype=np.float64))
-
-
 def _direction(
     config: CollectConfig, iteration: int, direction: int, shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
     key = (DIRECTION, iteration, direction)
     return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=key)).standard_normal(shape)
-
-
-def _seed(config: CollectConfig, *key: int) -> int:
-    return int(np.random.SeedSequence(config.seed, spawn_key=key).generate_state(1)[0])
-
-
-@functools.lru_cache(maxsize=1)
-def _make(environment_id: str, max_steps: int | None) -> FlatEnvironment:
-    return make_environment({"id": environment_id}, max_steps=max_steps)

@@ -19,6 +19,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tt_ray.evaluation.paths import PathRecorder, Point
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeResult:
@@ -45,16 +47,25 @@ class EpisodeResult:
     """Wall-clock seconds that its slot stood empty before it."""
     score: float | None = None
     """Normalised return, where the data set has reference scores."""
+    path: tuple[Point, ...] = ()
+    """Where the episode went, with evaluation.record."""
+    goal: Point = ()
+    """The goal that it had, with evaluation.record."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dump`; `episode_return` is called `return` there."""
-        data = asdict(self)
+        """Plain data for `json.dump`; `episode_return` is called `return` there, and no path is left out."""
+        data = {name: value for name, value in asdict(self).items() if name not in _PATH or value}
         return {"seed": data.pop("seed"), "return": data.pop("episode_return"), **data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EpisodeResult:
         """Inverse of `to_json`."""
-        return cls(**{"episode_return" if key == "return" else key: value for key, value in data.items()})
+        named = {"episode_return" if key == "return" else key: value for key, value in data.items()}
+        path, goal = (named.pop(name, ()) for name in _PATH)
+        return cls(**named, path=tuple(tuple(point) for point in path), goal=tuple(goal))
+
+
+_PATH = ("path", "goal")
 
 
 class Policy(Protocol):
@@ -94,7 +105,10 @@ class _Live:
     latencies: list[float] = field(default_factory=list)
 
     def result(self, terminated: bool, plan_every: int) -> EpisodeResult:
+        recorder = self.environment if isinstance(self.environment, PathRecorder) else None
         return EpisodeResult(
+            path=tuple(recorder.path) if recorder else (),
+            goal=recorder.goal if recorder else (),
             seed=self.seed,
             episode_return=self.total,
             length=self.length,

@@ -1,14 +1,14 @@
 """Static key/value cache of a search: one prefix an episode, one suffix a beam, one tail a candidate.
 
 Shape letters: L layers, E episodes, B beams, n copies of a beam, h heads, w width of a head, d embed_dim,
-P prefix places, S suffix places, t tail places, D slots, N observation, M action, V bins.
+P prefix places, S suffix places, t tail places, D slots, N observation, M action, V bins, G goal.
 
-Places. A context is aligned to the right in P = (max_context_transitions - 1) * D + N places, so every
-episode's present observation ends the prefix and a place has the same slot in every episode, however long
-its past is. The suffix goes on at place P with the first action token. `start` [E] is the place of an
-episode's first visible token; a token at place g has position g - start. When the window is full only
-`start` moves, and the keys and values of the kept transitions are computed again, with their new positions,
-where they are.
+Places. The goal's tokens are at places 0 to G - 1, their positions. A context is aligned to the right in the
+other (max_context_transitions - 1) * D + N of the P places, so every episode's present observation ends the
+prefix and a place has the same slot in every episode, however long its past is. The suffix goes on at place
+P with the first action token. An episode's first visible token after the goal is at place start + G, `start`
+[E]; a token at place g has position g - start. When the window is full only `start` moves, and the keys and
+values of the kept transitions are computed again, with their new positions, where they are.
 
 Nothing here waits for the device or copies to it: which episodes slide follows from `past`, which the host
 knows, and single numbers reach the device as arguments of fills. So a search can be captured as a graph.
@@ -41,6 +41,7 @@ class SearchCache:
     `extend_candidates` for its M action tokens and its reward token, `select`, and `extend_beams` for its
     value token and the N observation tokens of the next one; after the last `select` comes `finish`. `window`
     and `keep` are PlannerConfig's. With `compiled` a token's step goes through torch.compile, if that works.
+    `by_token`: `select` and `extend_beams` alone, for every token of the search (copies is 1).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class SearchCache:
         window: int,
         keep: int,
         compiled: bool = False,
+        by_token: bool = False,
     ) -> None:
         layout, config = model.layout, model.config
         self.model, self.layout, self.window, self.keep = model, layout, window, keep
@@ -62,17 +64,20 @@ class SearchCache:
         self.score_dtype = torch.promote_types(model.head.dtype, torch.float32)
         self.step: Step = CompiledStep() if compiled else decode_token
         device = model.head.device
-        self.prefix_length = (max_context_transitions - 1) * layout.slots + layout.observation_dim
-        # Nothing attends to the last transition once it is scored. With two places more than that, steps see
-        # neither less than two nor all of them: lengths that torch.compile would make extra programs for.
-        self.kept_length = (horizon - 1) * layout.slots
+        goal, past = layout.goal_dim, (max_context_transitions - 1) * layout.slots
+        self.prefix_length = goal + past + layout.observation_dim
+        # Nothing attends to the last transition once it is scored, unless beams are chosen within it. With
+        # two places more than that, steps see neither less than two nor all of them: lengths that
+        # torch.compile would make extra programs for.
+        last = layout.action_dim + 1 if by_token else 0
+        self.kept_length = (horizon - 1) * layout.slots + last
         suffix_length = self.kept_length + 2
         tail_length = layout.action_dim + 1
 
         def pair(*rows: int, length: int) -> Tensor:
             """Keys and values: [L, 2, *rows, h, length, w]."""
-            width = config.embed_dim // config.num_heads
-            shape = (config.num_layers, 2, *rows, config.num_heads, length, width)
+            layers, heads, width = config.num_layers, config.num_heads, config.embed_dim
+            shape = (layers, 2, *rows, heads, length, width // heads)
             return torch.zeros(shape, dtype=model.head.dtype, device=device)
 
         def numbers(*shape: int) -> Tensor:
@@ -89,6 +94,7 @@ class SearchCache:
         self.start, self.place = numbers(episodes), numbers()
         self.places = torch.arange(self.prefix_length + suffix_length, device=device)
         self.slots = (self.places - self.prefix_length + layout.observation_dim) % layout.slots
+        self.slots[:goal] = model.slots[:goal]
         # Additive masks: -inf where a place is before `start`, a value column, or not yet filled.
         self.bias = torch.zeros(episodes, len(self.places), dtype=model.head.dtype, device=device)
         self.tail_bias = torch.zeros(tail_length, dtype=model.head.dtype, device=device)
@@ -101,21 +107,21 @@ class SearchCache:
     def open(self, tokens: Tensor, past: Sequence[int]) -> Tensor:
         """Begin new searches; logits [E, V + 1] of the first action token.
 
-        tokens [E, P] are the contexts, aligned to the right: past[e] whole transitions and the observation.
+        tokens [E, P]: the goal; aligned to the right, past[e] whole transitions and the present observation.
         """
+        goal, self.whole = self.layout.goal_dim, list(past)
         self.used = self.tail_used = 0
-        self.whole = list(past)
         for rows, count in runs(past):
             length = count * self.layout.slots + self.layout.observation_dim
-            self.start[rows].fill_(self.prefix_length - length)
+            self.start[rows].fill_(self.prefix_length - length - goal)
         self.prefix_tokens.copy_(tokens)
         places, slots = self.places[: self.prefix_length], self.slots[: self.prefix_length]
-        inside = places >= self.start[:, None]
+        inside = (places >= self.start[:, None] + goal) | (places < goal)
         causal = places[:, None] >= places[None, :]
         visible = inside & (slots != self.layout.value_slot)
         # Padding sees itself: no empty softmax.
         mask = causal & visible[:, None, :] | (places[:, None] == places[None, :]) & ~inside[:, :, None]
-        positions = (places - self.start[:, None]).clamp(min=0)
+        positions = torch.where(places < goal, places, (places - self.start[:, None]).clamp(min=0))
         hidden, cache = self.model.encode(tokens, positions, slots, mask[:, None])
         for layer, (key, value) in enumerate(cache):
             self.prefix[layer, 0], self.prefix[layer, 1] = key, value
@@ -142,11 +148,13 @@ class SearchCache:
         start, end = self.used, self.used + self.tail_used
         tokens = self.suffix_tokens.flatten(0, 1)
         tokens[:, :start] = tokens[beams, :start]
-        tokens[:, start:end] = self.tail_tokens.flatten(0, 2)[candidates]
+        tokens[:, start:end] = self.tail_tokens.flatten(0, 2)[candidates, : self.tail_used]
         if end <= self.kept_length:
             old, new = self.suffix.flatten(2, 3), self.spare.flatten(2, 3)
             torch.index_select(old[..., :start, :], 2, beams, out=new[..., :start, :])
-            torch.index_select(self.tail.flatten(2, 4), 2, candidates, out=new[..., start:end, :])
+            if self.tail_used:
+                tail = self.tail.flatten(2, 4)[..., : self.tail_used, :]
+                torch.index_select(tail, 2, candidates, out=new[..., start:end, :])
             self.suffix, self.spare = self.spare, self.suffix
             self.bias[:, self.prefix_length + start : self.prefix_length + end].fill_(0.0)
             self.tail_bias.fill_(NEVER)
@@ -171,6 +179,19 @@ class SearchCache:
         self.used += 1
         return logits[:, :, 0]
 
+    @property
+    def candidate_actions(self) -> Tensor:
+        """Action tokens [E, B, n, M] that the candidates have been fed since the last `select`."""
+        return self.tail_tokens[..., : self.layout.action_dim]
+
+    @property
+    def present_observations(self) -> Tensor:
+        """Tokens [E, B, N] of the observation from which each beam acts, in the beams' present order."""
+        length, begun = self.layout.observation_dim, self.used // self.layout.slots * self.layout.slots
+        if begun == 0:
+            return self.prefix_tokens[:, None, -length:].expand(-1, self.beams, -1)
+        return self.suffix_tokens[..., begun - length : begun]
+
     def finish(self, tokens: Tensor) -> Tensor:
         """Note the last value tokens [E, B]; the tokens [E, B, H, D] of every beam's plan."""
         self.suffix_tokens[..., self.used] = tokens
@@ -193,26 +214,27 @@ class SearchCache:
         return logits.to(self.score_dtype), pair
 
     def _slide(self, rows: slice) -> None:
-        """Leave the last `keep` whole transitions of the episodes `rows`, at positions from 0.
+        """Leave the last `keep` whole transitions of the episodes `rows`, at positions from G.
 
         Their last token is the value token about to be fed: all others are computed anew.
         """
-        count = self.keep * self.layout.slots - 1
+        goal, count = self.layout.goal_dim, self.keep * self.layout.slots - 1
         first = self.prefix_length + self.used - count
         in_prefix = max(0, self.prefix_length - first)
         begin = self.used - (count - in_prefix)
-        past = self.prefix_tokens[rows, None, self.prefix_length - in_prefix :].expand(-1, self.beams, -1)
-        tokens = torch.cat([past, self.suffix_tokens[rows, :, begin : self.used]], dim=-1)
+        past = self.prefix_tokens[rows, None].expand(-1, self.beams, -1)
+        parts = [past[..., :goal], past[..., self.prefix_length - in_prefix :]]
+        tokens = torch.cat([*parts, self.suffix_tokens[rows, :, begin : self.used]], dim=-1)
         _, cache = self.model.encode(tokens.flatten(0, 1))
         self.slid_tokens += tokens.numel()
         for layer, pair in enumerate(cache):
             for part, tensor in enumerate(pair):
-                kept = tensor.unflatten(0, (-1, self.beams))
+                kept = tensor[:, :, goal:].unflatten(0, (-1, self.beams))
                 if in_prefix:  # tokens that all beams share: any beam's will do
                     self.prefix[layer, part, rows, :, -in_prefix:] = kept[:, 0, :, :in_prefix]
                 self.suffix[layer, part, rows, :, :, begin : self.used] = kept[:, :, :, in_prefix:]
-        self.start[rows].fill_(first)
-        self.bias[rows, :first].fill_(NEVER)
+        self.start[rows].fill_(first - goal)
+        self.bias[rows, goal:first].fill_(NEVER)
         for e in range(self.episodes)[rows]:
             self.whole[e] = self.keep
 

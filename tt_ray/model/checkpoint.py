@@ -10,10 +10,8 @@ checksums.json              SHA-256 of each of the above
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,9 +30,9 @@ from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
+from tt_ray.model.folders import CHECKSUMS, remove_folder, sha256, write_folder
 from tt_ray.model.transformer import TrajectoryTransformer
 
-CHECKSUMS = "checksums.json"
 STEP_PREFIX = "step-"
 
 
@@ -54,23 +52,8 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, training_state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write `folder` whole or not at all: under a temporary name first, renamed once it is complete.
-
-    `UserError` where the disk is full or cannot be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        _write_files(temporary, checkpoint, training_state)
-        if folder.exists():
-            _remove(folder)
-        os.replace(temporary, folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise UserError(f"{folder}: cannot write the checkpoint: {error}") from error
-        raise
+    """Write `folder` whole or not at all; `UserError` where the disk is full or cannot be written."""
+    write_folder(folder, "checkpoint", lambda place: _write_files(place, checkpoint, training_state))
 
 
 def _write_files(
@@ -93,8 +76,6 @@ def _write_files(
     if training_state is not None:
         state = {name: value.detach().cpu().contiguous() for name, value in training_state.items()}
         save_file(state, temporary / "training_state.safetensors")
-    checksums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-    (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -112,7 +93,7 @@ def verify_checkpoint(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file}: missing from the checkpoint; restore it or train again")
-        if _sha256(file) != digest:
+        if sha256(file) != digest:
             raise UserError(f"{file}: damaged or truncated (checksum differs); restore it or train again")
 
 
@@ -121,7 +102,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     verify_checkpoint(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
-        model = TrajectoryTransformer(ModelConfig(**config["model"]), TokenLayout(**config["layout"]))
+        model = TrajectoryTransformer(ModelConfig(**config["model"]), TokenLayout.from_json(config["layout"]))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         bins = load_numpy(folder / "discretizer.safetensors")
         discretizer = Discretizer.from_arrays(config["strategy"], bins)
@@ -180,7 +161,7 @@ def prune_checkpoints(folder: Path) -> None:
     kept = {best_checkpoint(folder), last_checkpoint(folder)}
     for path in checkpoint_folders(folder):
         if path not in kept:
-            _remove(path)
+            remove_folder(path)
     for leftover in (folder / "checkpoints").glob(f".{STEP_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -210,19 +191,6 @@ def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint at once: whoever is killed half-way must not leave half of one under its name."""
-    doomed = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _validation_loss(folder: Path) -> float:
     loss = checkpoint_metrics(folder).get("val/loss", math.inf)
     return math.inf if math.isnan(loss) else loss  # a run that has diverged is never the best
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

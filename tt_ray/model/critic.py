@@ -11,12 +11,9 @@ Shape letters: N observation, M action, `...` any leading dimensions.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tt_ray.config import CriticConfig
 from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
-from tt_ray.model.checkpoint import CHECKSUMS, verify_checkpoint
+from tt_ray.model.checkpoint import verify_checkpoint
+from tt_ray.model.folders import write_folder
 
 MIN_STD = 1e-3
 """Dimensions that vary less count as constant, and are only centred."""
@@ -91,27 +90,20 @@ class CriticCheckpoint:
     critic: Critic
     spec: DataSpec
     settings: Mapping[str, Any]
-    """CriticConfig as plain data (a search needs its `discount` and `reward_shift`), and `seed`."""
+    """CriticConfig as plain data, and `seed`."""
     step: int
     metrics: Mapping[str, float]
 
+    @property
+    def config(self) -> CriticConfig:
+        """The settings that it was trained with."""
+        settings = {item.name: self.settings[item.name] for item in fields(CriticConfig)}
+        return CriticConfig(**{**settings, "hidden": tuple(settings["hidden"])})
+
 
 def save_critic(folder: Path, checkpoint: CriticCheckpoint, training_state: Mapping[str, Tensor]) -> None:
-    """Write `folder`, which must not exist, whole or not at all: under a temporary name, then renamed.
-
-    `UserError` where the disk is full or cannot be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        _write_files(temporary, checkpoint, training_state)
-        os.replace(temporary, folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise UserError(f"{folder}: cannot write the critic: {error}") from error
-        raise
+    """Write `folder` whole or not at all; `UserError` where the disk is full or cannot be written."""
+    write_folder(folder, "critic", lambda place: _write_files(place, checkpoint, training_state))
 
 
 def _write_files(folder: Path, checkpoint: CriticCheckpoint, training_state: Mapping[str, Tensor]) -> None:
@@ -131,10 +123,6 @@ def _write_files(folder: Path, checkpoint: CriticCheckpoint, training_state: Map
     for name, tensors in (("model", critic.state_dict()), ("training_state", training_state)):
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         save_file(plain, folder / f"{name}.safetensors")
-    checksums = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())
-    }
-    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
 
 
 def load_critic(
@@ -158,6 +146,17 @@ def load_critic(
     if spec is not None:
         _require_dimensions(folder, critic, spec)
     return CriticCheckpoint(critic.to(device).eval(), own_spec, settings, step, metrics)
+
+
+def require_same_data(critic: CriticCheckpoint, spec: DataSpec) -> None:
+    """`UserError` unless the critic was trained on the data that `spec` describes."""
+    theirs = critic.spec
+    for name in ("fingerprint", "observation_keys", "observation_dim", "action_dim"):
+        if getattr(theirs, name) != getattr(spec, name):
+            raise UserError(
+                f"the critic was trained on other data than the model: {theirs.dataset_id}, {name} "
+                f"{getattr(theirs, name)}, where the model has {spec.dataset_id}, {getattr(spec, name)}"
+            )
 
 
 def _require_dimensions(folder: Path, critic: Critic, spec: DataSpec) -> None:

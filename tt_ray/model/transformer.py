@@ -1,6 +1,9 @@
 """The Trajectory Transformer: a GPT with a vocabulary and a head for every slot, and hidden value columns.
 
-Shape letters: b sequences, T tokens, D slots, V bins, d embed_dim, L layers.
+A goal's G tokens, if the layout has any, come before the first transition; each shares the embedding of the
+observation slot that it is a goal for. Nothing predicts them.
+
+Shape letters: b sequences, T tokens of transitions, D slots, V bins, d embed_dim, L layers.
 Janner, Li, Levine 2021, "Offline Reinforcement Learning as One Big Sequence Modeling Problem".
 """
 
@@ -62,17 +65,20 @@ class Block(nn.Module):
 class TrajectoryTransformer(nn.Module):
     """Next-token logits over trajectories of transitions of D tokens.
 
-    Sequences begin with slot 0 and hold at most context_transitions * D - 1 tokens. The logits at a token of
-    slot s are over the next token, of slot (s + 1) mod D: V bins and, last, the stop token.
+    After the goal, sequences begin with slot 0; they hold at most G + context_transitions * D - 1 tokens in
+    all. The logits at a token of slot s are over the next token, of slot (s + 1) mod D: V bins and, last, the
+    stop token.
     """
 
     visible: Tensor
+    slots: Tensor
 
     def __init__(self, config: ModelConfig, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.layout = config, layout
-        self.max_tokens = config.context_transitions * layout.slots - 1
-        self.token_embedding = nn.Embedding(layout.num_bins * layout.slots + 1, config.embed_dim)
+        self.max_tokens = layout.goal_dim + config.context_transitions * layout.slots - 1
+        rows = layout.num_bins * layout.slots + 1 + layout.partial
+        self.token_embedding = nn.Embedding(rows, config.embed_dim)
         self.position_embedding = nn.Parameter(torch.zeros(self.max_tokens, config.embed_dim))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -81,8 +87,11 @@ class TrajectoryTransformer(nn.Module):
         self.head = nn.Parameter(torch.empty(layout.slots, layout.num_bins + 1, config.embed_dim))
         self.apply(_initialize)
         nn.init.normal_(self.head, std=0.02)
-        visible = visibility(self.max_tokens, layout.slots)
+        visible = visibility(self.max_tokens, layout.slots, layout.goal_dim)
         self.register_buffer("visible", visible, persistent=False)
+        after_goal = torch.arange(self.max_tokens - layout.goal_dim) % layout.slots
+        slots = torch.cat([torch.tensor(layout.goal_slots, dtype=torch.int64), after_goal])
+        self.register_buffer("slots", slots, persistent=False)
 
     @property
     def num_parameters(self) -> int:
@@ -91,11 +100,10 @@ class TrajectoryTransformer(nn.Module):
 
     def embed(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Input vectors [..., d] of tokens [...], given each one's slot and its position in the window."""
-        rows = torch.where(
-            tokens == self.layout.stop_token,
-            self.layout.num_bins * self.layout.slots,
-            tokens + slots * self.layout.num_bins,
-        )
+        bins = self.layout.num_bins
+        # All slots share the stop token and, after it, the hidden token.
+        shared = tokens + (self.layout.slots - 1) * bins
+        rows = torch.where(tokens >= self.layout.stop_token, shared, tokens + slots * bins)
         return self.token_embedding(rows) + self.position_embedding[positions]
 
     def encode(
@@ -105,16 +113,17 @@ class TrajectoryTransformer(nn.Module):
         slots: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Final hidden states [b, T, d], and each layer's keys and values [b, heads, T, d / heads].
+        """Final hidden states [b, G + T, d], and each layer's keys and values [b, heads, G + T, d / heads].
 
-        By default positions count from 0 at a slot 0 and the mask is causal, with value columns hidden.
+        By default tokens [b, G + T] begin with a goal, if there are any, and go on with a slot 0, positions
+        count from 0, and the mask is causal, with value columns hidden.
         """
         length = tokens.shape[1]
         index = torch.arange(length, device=tokens.device)
         if positions is None and length > self.max_tokens:
             raise ValueError(f"{length} tokens do not fit the model's context of {self.max_tokens}")
         positions = index if positions is None else positions
-        slots = index % self.layout.slots if slots is None else slots
+        slots = self.slots[:length] if slots is None else slots
         mask = self.visible[:length, :length] if mask is None else mask
         x = self.dropout(self.embed(tokens, slots, positions))
         cache = []
@@ -128,22 +137,25 @@ class TrajectoryTransformer(nn.Module):
         return F.linear(hidden, self.head[slot])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [b, T, V + 1] over the next token, for tokens [b, T] that begin with slot 0."""
-        hidden, _ = self.encode(tokens)
-        slots, length = self.layout.slots, tokens.shape[1]
+        """Logits [b, T, V + 1] over the token after each but the goal's, for tokens [b, G + T]."""
+        hidden = self.encode(tokens)[0][:, self.layout.goal_dim :]
+        slots, length = self.layout.slots, hidden.shape[1]
         padded = F.pad(hidden, (0, 0, 0, -length % slots)).unflatten(1, (-1, slots))
         return torch.einsum("bwsd,svd->bwsv", padded, self.head).flatten(1, 2)[:, :length]
 
 
-def visibility(length: int, slots: int) -> Tensor:
-    """Mask [T, T], True where query t may see key u: u <= t, and u is no value token.
+def visibility(length: int, slots: int, goal_dim: int = 0) -> Tensor:
+    """Mask [length, length], True where query t may see key u: u <= t, and u is no value token.
+
+    The first `goal_dim` of the tokens are a goal's, then come transitions of `slots`.
 
     A value token holds the future's reward, so no query sees it, not even itself; its own residual stream
     still predicts the next token.
     """
     index = torch.arange(length)
     causal = index[:, None] >= index[None, :]
-    return causal & (index % slots != slots - 1)[None, :]
+    is_value = (index >= goal_dim) & ((index - goal_dim) % slots == slots - 1)
+    return causal & ~is_value[None, :]
 
 
 def _initialize(module: nn.Module) -> None:

@@ -13,7 +13,8 @@ from tt_ray.config import DecoderName, PlannerConfig
 from tt_ray.model.cache import SearchCache
 from tt_ray.model.native import NativeCache, NativeUnavailableError
 from tt_ray.model.transformer import TrajectoryTransformer
-from tt_ray.planning.beam import BeamSearch, Decoder, Plans, SearchSettings, TokenDecoder, Uniforms
+from tt_ray.planning.beam import BeamSearch, Plans
+from tt_ray.planning.expansions import Decoder, SearchSettings, TokenDecoder, Uniforms
 from tt_ray.planning.graphs import GraphedSearch
 from tt_ray.planning.objectives import Objective
 
@@ -48,10 +49,11 @@ def make_searcher(
     runs in its place.
     """
     window, keep = planner.resolve_window(model.config.context_transitions)
+    by_token = objective.expansion == "token"
     sizes: dict[str, Any] = {
         "episodes": episodes,
         "beams": planner.beam_width,
-        "copies": planner.n_expand,
+        "copies": 1 if by_token else planner.n_expand,
         "horizon": planner.horizon,
         "max_context_transitions": planner.max_context_transitions,
         "window": window,
@@ -62,6 +64,9 @@ def make_searcher(
     settings = SearchSettings(planner.horizon, planner.beam_width, planner.n_expand, **filters)
     search = BeamSearch(model.layout, settings, objective, reward_values, value_values)
     on_gpu = model.head.device.type == "cuda"
+    if by_token:
+        sizes["by_token"] = True
+        decoder = "eager" if decoder == "native" or (decoder == "auto" and not on_gpu) else decoder
     if decoder == "native" or (decoder == "auto" and not on_gpu):
         bin_values: dict[str, Any] = {"reward_values": reward_values, "value_values": value_values}
         try:

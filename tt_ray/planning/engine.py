@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from tt_ray.config import DecoderName, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.tokens import TokenLayout
+from tt_ray.errors import UserError
 from tt_ray.model.checkpoint import Checkpoint
-from tt_ray.planning.beam import Plans, Uniforms
+from tt_ray.model.critic import CriticCheckpoint, require_same_data
+from tt_ray.planning.beam import Plans
 from tt_ray.planning.decoders import make_searcher
-from tt_ray.planning.objectives import Return
+from tt_ray.planning.expansions import Uniforms
+from tt_ray.planning.goals import Goals
+from tt_ray.planning.objectives import Objective, Parts, find_objective
 from tt_ray.planning.sampling import EpisodeStream
 
 
@@ -32,6 +36,8 @@ class Slot:
 
     episode: int
     stream: EpisodeStream
+    goal: NDArray[np.int64]
+    """Tokens [G]."""
     observation: NDArray[np.float32]
     past: deque[NDArray[np.int64]]
     """Whole transitions [D], at most max_context_transitions - 1."""
@@ -43,7 +49,9 @@ class Slot:
 class PlanningEngine:
     """Beam search behind `add`, `act`, `observe`, `remove`, for up to `slots` episodes at once.
 
-    `decoder` is ResourcesConfig's.
+    `decoder` is ResourcesConfig's. The objective q needs a critic. Where a goal model's environment asks for
+    a goal, observations are [goal, observation], [G + N]. `UserError` where model, objective and critic do
+    not belong together.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class PlanningEngine:
         discount: float,
         slots: int,
         decoder: DecoderName = "auto",
+        critic: CriticCheckpoint | None = None,
     ) -> None:
         model = checkpoint.model
         self.slots, self.planner, self.plan_every = slots, planner, planner.plan_every
@@ -62,13 +71,14 @@ class PlanningEngine:
         self.low = np.asarray(checkpoint.spec.action_low, dtype=np.float32)
         self.high = np.asarray(checkpoint.spec.action_high, dtype=np.float32)
         self.device, self.dtype = model.head.device, model.head.dtype
-        reward, value = (self._bin_values(slot) for slot in (self.layout.reward_slot, self.layout.value_slot))
-        objective = Return(discount)
+        self.goals = Goals(checkpoint, planner.goal)
+        values = self._tensor(np.pad(self.discretizer.representatives, ((0, 0), (0, 1))))
+        objective = self._objective(checkpoint, discount, values, critic)
         self.searcher = make_searcher(
-            model, planner, objective, reward, value, episodes=slots, decoder=decoder
+            model, planner, objective, values[-2], values[-1], episodes=slots, decoder=decoder
         )
         past = planner.max_context_transitions - 1
-        self.context_length = past * self.layout.slots + self.layout.observation_dim
+        self.context_length = self.layout.goal_dim + past * self.layout.slots + self.layout.observation_dim
         self.live: dict[int, Slot] = {}
 
     @property
@@ -77,11 +87,12 @@ class PlanningEngine:
         return self.searcher.flexible
 
     def add(self, episode: int, seed: int, observation: NDArray[np.float32]) -> None:
-        """Start `episode` in a free slot with its first observation [N]; `seed` fixes its random numbers."""
+        """Start `episode` in a free slot with its first observation; `seed` fixes its random numbers."""
         if len(self.live) == self.slots:
             raise ValueError(f"all {self.slots} slots are taken")
         past: deque[NDArray[np.int64]] = deque(maxlen=self.planner.max_context_transitions - 1)
-        self.live[episode] = Slot(episode, EpisodeStream(seed), np.array(observation), past)
+        goal, present = self.goals.split(observation)
+        self.live[episode] = Slot(episode, EpisodeStream(seed), goal, present, past)
 
     def remove(self, episode: int) -> None:
         """Free the episode's slot."""
@@ -103,7 +114,7 @@ class PlanningEngine:
         value = 0.0  # hidden from every query, so any value will do
         row = np.concatenate([slot.observation, action, [reward, value]]).astype(np.float32)
         slot.past.append(self.discretizer.encode(row).astype(np.int64))
-        slot.observation = np.array(next_observation)  # an environment may write all into one array
+        slot.goal, slot.observation = self.goals.split(next_observation)
 
     def search_plans(self, due: list[Slot]) -> Plans:
         """Search for the episodes `due`; row e of the result is due[e]'s, rows after those mean nothing."""
@@ -113,6 +124,7 @@ class PlanningEngine:
         actions, observations = self._random_numbers(rows, due)
         for row, slot in enumerate(due):
             flat = np.concatenate([*slot.past, self.discretizer.encode(slot.observation)])
+            tokens[row, : self.layout.goal_dim] = slot.goal
             tokens[row, -len(flat) :], past[row] = flat, len(slot.past)
             slot.decisions += 1
         noise = Uniforms(self._tensor(actions), None if observations is None else self._tensor(observations))
@@ -148,8 +160,20 @@ class PlanningEngine:
             lived = best[row, :, 0] != layout.stop_token
             slot.plan.extend(np.clip(actions[row][lived], self.low, self.high))
 
-    def _bin_values(self, slot: int) -> torch.Tensor:
-        return self._tensor(np.append(self.discretizer.representatives[slot], np.float32(0)))
+    def _objective(
+        self, checkpoint: Checkpoint, discount: float, values: torch.Tensor, critic: CriticCheckpoint | None
+    ) -> Objective:
+        kind = find_objective(self.planner.objective)
+        if kind.uses_goal and not self.layout.goal_dim:
+            raise UserError(
+                f"planner.objective {self.planner.objective} needs a model that was trained with goals, and "
+                "this one was not: add a `goal` section and train again"
+            )
+        if not kind.uses_critic or critic is None:
+            return kind.make(Parts(discount, values))
+        require_same_data(critic, checkpoint.spec)
+        network = critic.critic.to(self.device, self.dtype)
+        return kind.make(Parts(discount, values, network, critic.config))
 
     def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, self.dtype)

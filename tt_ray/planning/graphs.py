@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tt_ray.planning.beam import BeamSearch, Plans, TokenDecoder, Uniforms
+from tt_ray.planning.beam import BeamSearch, Plans
+from tt_ray.planning.expansions import TokenDecoder, Uniforms
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ three things. Products go to oneDNN, whose float32 kernels use AVX-512 on every 
 vector of random bits (torch draws them one at a time, a quarter of a step). Attention skips the blocks that
 the causal mask hides. Sequences are padded to whole transitions: 160 tokens, not 159.
 
-Shape letters: b windows, T tokens (whole transitions), d embed_dim, h heads, w width of a head, V bins.
+Shape letters: b windows, T tokens (a goal's G, and whole transitions), d embed_dim, h heads, w width of a
+head, V bins.
 """
 
 from __future__ import annotations
@@ -71,20 +72,20 @@ class Dropout:
 
 
 def training_logits(model: TrajectoryTransformer, tokens: Tensor) -> Tensor:
-    """`model(tokens)` in training mode: logits [b, T, V + 1] for tokens [b, T], with dropout of its own."""
-    drop, slots = Dropout(model.config.dropout), model.layout.slots
-    length = tokens.shape[1]
-    index = torch.arange(length)
-    x = F.pad(model.embed(tokens, index % slots, index), (0, 0, 0, -length % slots))
+    """`model(tokens)` in training mode, with dropout of its own."""
+    drop, slots, goal = Dropout(model.config.dropout), model.layout.slots, model.layout.goal_dim
+    length = tokens.shape[1] - goal
+    embedded = model.embed(tokens, model.slots[: goal + length], torch.arange(goal + length))
+    x = F.pad(embedded, (0, 0, 0, -length % slots))
     if drop.active:
         x = x * (drop.mask(x.shape, x.dtype) * drop.scale)
     if _is_native(model):
         for block in model.blocks:
             assert isinstance(block, Block)
-            x = NativeLayer.of(block, x, slots, drop.dropped, drop.seed())
+            x = NativeLayer.of(block, x, slots, drop.dropped, drop.seed(), goal)
     else:
         x = _layers(model, x, drop)
-    by_slot = model.final_norm(x).unflatten(1, (-1, slots)).flatten(0, 1).transpose(0, 1)
+    by_slot = model.final_norm(x[:, goal:]).unflatten(1, (-1, slots)).flatten(0, 1).transpose(0, 1)
     logits = torch.bmm(by_slot, model.head.transpose(1, 2)).transpose(0, 1)
     return logits.reshape(len(tokens), -1, logits.shape[-1])[:, :length]
 
@@ -104,8 +105,8 @@ def _log_once(message: str) -> None:
 
 
 def _layers(model: TrajectoryTransformer, x: Tensor, drop: Dropout) -> Tensor:
-    """All blocks of the model on whole transitions x [b, T, d], in torch's operations."""
-    hidden = ~visibility(x.shape[1], model.layout.slots)
+    """All blocks of the model on a goal and whole transitions x [b, T, d], in torch's operations."""
+    hidden = ~visibility(x.shape[1], model.layout.slots, model.layout.goal_dim)
     bias = torch.zeros(hidden.shape, dtype=x.dtype).masked_fill(hidden, float("-inf"))
     for block in model.blocks:
         assert isinstance(block, Block)

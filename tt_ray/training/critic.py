@@ -208,7 +208,8 @@ class CriticTrainer:
         if folder is None:
             return 0
         checkpoint = load_critic(folder, self.device, self.job.spec)
-        self._require_same_job(folder, checkpoint)
+        theirs = {**checkpoint.settings, "data": checkpoint.spec.fingerprint}
+        require_same_job(folder, theirs, {**self.job.settings, "data": self.job.spec.fingerprint})
         self.critic.load_state_dict(checkpoint.critic.state_dict())
         state = load_training_state(folder)
         restore_optimizer(self.critic, self.optimizer, state)
@@ -218,15 +219,15 @@ class CriticTrainer:
         self.target.q_networks.load_state_dict(targets)
         return checkpoint.step
 
-    def _require_same_job(self, folder: Path, checkpoint: CriticCheckpoint) -> None:
-        theirs, ours = ({**settings} for settings in (checkpoint.settings, self.job.settings))
-        theirs["data"], ours["data"] = checkpoint.spec.fingerprint, self.job.spec.fingerprint
-        for name in ours:
-            if name not in PACE and theirs.get(name) != ours[name]:
-                raise UserError(
-                    f"{folder}: was trained with {name} = {theirs.get(name)}, not {ours[name]}; "
-                    "train in another folder, or remove this one"
-                )
+
+def require_same_job(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """`UserError` naming a setting in which the checkpoint in `folder` is of another training than `ours`."""
+    for name in ours:
+        if name not in PACE and theirs.get(name) != ours[name]:
+            raise UserError(
+                f"{folder}: was trained with {name} = {theirs.get(name)}, not {ours[name]}; "
+                "train in another folder, or remove this one"
+            )
 
 
 def q_goal(batch: Batch, next_values: Tensor, config: CriticConfig) -> Tensor:

@@ -11,10 +11,12 @@ from tt_ray.training.loop import TrainingJob
 def make_job(config: ExperimentConfig, tokens: TokenSet, seed: int) -> TrainingJob:
     """Training windows, held-out windows and settings for one training seed."""
     dataset, window = config.dataset, config.model.context_transitions
-    count = len(tokens.offsets) - 1
+    count, relabel = len(tokens.offsets) - 1, "last" if config.goal is None else config.goal.relabel
     split = split_episodes(count, dataset.validation_fraction, dataset.split_seed, dataset.fraction)
     train, validation = (
-        WindowSet.build(tokens.tokens, tokens.offsets, tokens.terminated, chosen, window, tokens.layout)
+        WindowSet.build(
+            tokens.tokens, tokens.offsets, tokens.terminated, chosen, window, tokens.layout, relabel
+        )
         for chosen in split
     )
     return TrainingJob(

@@ -23,7 +23,7 @@ from tt_ray.config import ModelConfig, TrainingConfig, require
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
-from tt_ray.data.windows import WindowSet, batch_of_step
+from tt_ray.data.windows import WindowSet, batch_of_step, goals_of_step, goals_of_windows
 from tt_ray.model.checkpoint import (
     Checkpoint,
     last_checkpoint,
@@ -102,7 +102,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, job.training)
         self.train, self.validation = job.train.to(device), job.validation.to(device)
         self.weights = kind_weights(job.training, device)
-        self.kinds = target_kinds(job.layout, self.model.max_tokens, device)
+        self.kinds = target_kinds(job.layout, self.model.max_tokens - job.layout.goal_dim, device)
         self.on_cpu = device.type == "cpu"
         if self.on_cpu:
             keep_freed_memory()
@@ -134,11 +134,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(job.training, step)
         self.optimizer.zero_grad(set_to_none=True)
-        mine = batch[self.workers.shard(len(batch))]
+        shard = self.workers.shard(len(batch))
+        mine, goals = batch[shard], goals_of_step(job.seed, step, len(batch))[shard]
         parts = []
-        for chunk in np.array_split(mine, math.ceil(len(mine) / self.chunk)):
-            inputs, labels, mask = self._gather(self.train, chunk)
-            sums = self._training_sums(inputs, labels, mask)
+        for chunk in np.array_split(np.arange(len(mine)), math.ceil(len(mine) / self.chunk)):
+            sums = self._training_sums(*self._gather(self.train, mine[chunk], goals[chunk]))
             (sums.weighted / targets).backward()
             parts.append(sums)
         sums = self._add_up(LossSums.total(parts))
@@ -146,8 +146,10 @@ class Trainer:
         self.optimizer.step()
         return sums, norm
 
-    def _gather(self, windows: WindowSet, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        return windows.gather(torch.from_numpy(indices).to(self.device))
+    def _gather(
+        self, windows: WindowSet, indices: np.ndarray, goals: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return windows.gather(*(torch.from_numpy(array).to(self.device) for array in (indices, goals)))
 
     def _eager_sums(self, inputs: Tensor, targets: Tensor, mask: Tensor) -> LossSums:
         """Loss of the model in its present mode."""
@@ -198,11 +200,11 @@ class Trainer:
             return {}
         chosen = np.linspace(0, len(self.validation) - 1, count).astype(np.int64)
         mine = chosen[self.workers.shard(count)]
-        totals = torch.zeros(9, device=self.device)
+        goals, totals = goals_of_windows(len(self.validation)), torch.zeros(9, device=self.device)
         self.model.eval()
         for chunk in np.array_split(mine, max(1, math.ceil(len(mine) / 64))):
             if len(chunk):
-                sums = self._eager_sums(*self._gather(self.validation, chunk))
+                sums = self._eager_sums(*self._gather(self.validation, chunk, goals[chunk]))
                 totals += torch.cat([sums.weighted[None], sums.by_kind, sums.counts])
         self.model.train()
         if self.workers.add_up is not None:

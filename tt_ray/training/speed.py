@@ -31,9 +31,9 @@ def training_flops_per_token(config: ModelConfig, layout: TokenLayout) -> float:
     addition, in the forward pass and for two gradients), and 12 * embed_dim a layer for each key that a token
     sees, 75 of 159 on average in Hopper. Norms, embeddings, softmax and what the mask hides do not count.
     """
-    width, tokens = config.embed_dim, config.context_transitions * layout.slots - 1
+    width, tokens = config.embed_dim, layout.goal_dim + config.context_transitions * layout.slots - 1
     weights = 12 * width**2 * config.num_layers + (layout.num_bins + 1) * width
-    seen = float(visibility(tokens, layout.slots).sum()) / tokens
+    seen = float(visibility(tokens, layout.slots, layout.goal_dim).sum()) / tokens
     return 6.0 * weights + 12.0 * seen * width * config.num_layers
 
 
@@ -55,7 +55,7 @@ def measure_plain_loop(
     training = TrainingConfig(batch_size=batch_size)
     model = TrajectoryTransformer(config, layout).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    weights = kind_weights(training, device)[target_kinds(layout, model.max_tokens, device)]
+    weights = kind_weights(training, device)[target_kinds(layout, model.max_tokens - layout.goal_dim, device)]
 
     def update(step: int) -> None:
         generator = torch.Generator().manual_seed(step)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tt_ray.config import ExperimentConfig
 from tt_ray.data.episodes import DataSpec
 from tt_ray.distributed import cluster
-from tt_ray.distributed.line import Line, Progress, check_data, collect_data
+from tt_ray.distributed.line import Line, Progress, check_data, check_objective, collect_data
 from tt_ray.distributed.sweeps.proposals import import_optuna
 from tt_ray.distributed.sweeps.study import DataKey, Study, by_data
 from tt_ray.errors import UserError
@@ -39,6 +39,8 @@ def check_sweep(sweep: Sweep, flags: Flags) -> Study:
     if study.by_optuna:
         import_optuna()
     _check_scheduler(sweep)
+    for trial in study.samples():
+        check_objective(trial.config)
     begun = study.interrupted()
     if begun and not (flags.resume or flags.only_failed or flags.dry_run):
         raise UserError(

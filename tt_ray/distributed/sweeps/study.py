@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tt_ray.config import ExperimentConfig, ResourcesConfig
+from tt_ray.config import ExperimentConfig, GoalConfig, ResourcesConfig
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.data.episodes import Episodes
 from tt_ray.distributed.scoring import evaluation_key, missing
@@ -22,8 +22,9 @@ from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
 from tt_ray.distributed.train import steps_done
 from tt_ray.errors import UserError
 from tt_ray.evaluation.scores import normalized_score
-from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
-from tt_ray.model.checkpoint import best_checkpoint
+from tt_ray.fingerprints import critic_fingerprint, model_fingerprint, tokens_fingerprint
+from tt_ray.model.checkpoint import best_checkpoint, last_checkpoint
+from tt_ray.planning.objectives import find_objective
 from tt_ray.search import Space, Values, safe_name
 from tt_ray.sweep_file import Sweep, Trial
 
@@ -31,14 +32,14 @@ DRAWS = 1_000
 """Settings that are tried before Optuna's space counts as one in which nothing goes together."""
 TOKEN_KEYS = (
     *("discretizer.strategy", "discretizer.num_bins"),
-    *("dataset.discount", "dataset.terminal_penalty"),
+    *("dataset.discount", "dataset.terminal_penalty", "dataset.delayed_rewards", "dataset.hidden_fraction"),
 )
 """Settings that tokens depend on, besides the data."""
-DATA_KEYS = ("dataset.id", "dataset.observation_dims")
+DATA_KEYS = ("dataset.id", "dataset.observation_dims", "dataset.observation_keys")
 """Settings that decide which data is read."""
 
-DataKey = tuple[str, int | None]
-"""Resolved id of a data set, and how many observation dimensions are kept."""
+DataKey = tuple[str, int | None, tuple[str, ...] | None, GoalConfig | None]
+"""Resolved id of a data set, what is kept of its observations, and what of them are goals."""
 
 
 @dataclass(frozen=True)
@@ -239,21 +240,29 @@ class Study:
                 steps += steps_done(self.store.path("models", key))
                 continue
             models, seconds[key] = models + 1, model.seconds
-            played, evaluation = self._played(trial, model.path)
+            played, evaluation = self._played(trial, model.path, seed)
             episodes += played
             if evaluation is not None and played:
                 seconds[evaluation.key] = evaluation.seconds
         return Forecast(tokens is not None, models, steps, episodes, seconds)
 
-    def _played(self, trial: Trial, model: Path) -> tuple[int, Stage | None]:
+    def _played(self, trial: Trial, model: Path, seed: int) -> tuple[int, Stage | None]:
         """Episodes of the trial that a model has played, and the stage that holds them."""
         config, checkpoint = trial.config, best_checkpoint(model)
-        if checkpoint is None:
+        critic, first = self._critic(config, seed), config.evaluation.first_seed
+        if checkpoint is None or (critic is None and find_objective(config.planner.objective).uses_critic):
             return 0, None
-        key, first = evaluation_key(config, config.planner, checkpoint), config.evaluation.first_seed
+        key = evaluation_key(config, config.planner, checkpoint, critic)
         wanted = range(first, first + config.evaluation.episodes)
         absent = missing(self.store.path("evaluations", key), wanted)
         return len(wanted) - len(absent), self.store.find("evaluations", key)
+
+    def _critic(self, config: ExperimentConfig, seed: int) -> Path | None:
+        """Checkpoint of the critic that the trial's objective asks for, where there is one."""
+        data = self.fingerprint_of(config)
+        if data is None or config.critic is None or not find_objective(config.planner.objective).uses_critic:
+            return None
+        return last_checkpoint(self.store.path("critics", critic_fingerprint(config, data, seed)))
 
     def in_order(self, trials: Sequence[Trial]) -> list[Trial]:
         """Trials in the order to run them: the first ones train different models, so that none waits."""
@@ -315,7 +324,8 @@ def with_settings(config: ExperimentConfig, settings: Mapping[str, Any]) -> Expe
 
 def data_key(config: ExperimentConfig) -> DataKey:
     """What data an experiment reads."""
-    return resolve_id(config.dataset.id), config.dataset.observation_dims
+    data = config.dataset
+    return resolve_id(data.id), data.observation_dims, data.observation_keys, config.goal
 
 
 def by_data(trials: Sequence[Trial]) -> Mapping[DataKey, list[Trial]]:

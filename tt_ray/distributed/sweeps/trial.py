@@ -112,6 +112,7 @@ class Cell:
         replay(journal, self.run)  # as far as an earlier attempt has come: the scheduler decides in order
         tell(journal)
         self._checkpoint = line.train(self.seed, self.run, on_point)
+        line.train_critic(self.seed, self.run)
         tell(journal)
         self.record.checkpoint = str(self._checkpoint)
         self.record.trained = self.record.trained or not line.usage.counts["models"]

@@ -5,41 +5,17 @@
 // block it is in, so results do not depend on the number of threads or on who else is being planned for.
 //
 // Letters: R rows, d width, h heads, w width of a head (padded to whole vectors), V outputs, B beams,
-// n copies of a beam, M action, N observation, D slots, P prefix places. Value columns are hidden from every
-// query, so prefix and nodes have no place for them.
+// n copies of a beam, M action, N observation, D slots, P prefix places, the first of them the goal's. Value columns
+// are hidden from every query, so prefix and nodes have no place for them.
 
 #pragma once
 
 #include "attention.h"
-#include "vectors.h"
+#include "network.h"
 
 // Rows of a block. Few, so that all the keys and values that they read, token after token, stay near the core: with
 // 48 they do not, which costs more than reading the weights six times as often (a quarter of the time in all).
 constexpr int kBlockRows = kTileRows;
-
-// Sizes and weights. Matrices are packed in panels of two vectors of outputs: [outputs / panel, inputs, panel].
-struct Network {
-    int64_t layers, width, heads, head_width, head_padded, hidden, outputs, slots, bins, layer_stride;
-    double epsilon;
-    const void *token_embedding, *position_embedding, *layer_weights, *final_norm, *head_weights;
-};
-
-// The cache of a batch of searches; see cache.py for what its arrays mean.
-struct Cache {
-    int64_t episodes, beams, copies, horizon, observation, action, prefix, prefix_padded, node, node_padded;
-    void *prefix_keys;           // [L, E, h, w, prefix_padded]
-    void *prefix_values;         // [L, E, h, prefix_padded, w]
-    void *node_keys;             // [L, E, H, B, h, w, node_padded]
-    void *node_values;           // [L, E, H, B, h, node, w]
-    void *tails;                 // [L, E, B * n, 2, M + 1, h, w]
-    void *pending;               // [E, B, V] logits of the action token that comes next
-    const int32_t *ancestors;    // [E, H, B] the node of each beam's past at each transition
-    const int64_t *start;        // [E] first visible place of the prefix
-    const int64_t *first_node;   // [E] first visible transition of the suffix
-    const uint8_t *first_whole;  // [E] whether its action and reward tokens are seen too
-};
-
-enum Kind : int64_t { kPrefix = 0, kCandidates = 1, kBeams = 2 };
 
 // What one thread needs for one block of rows.
 template <class S>
@@ -135,11 +111,15 @@ class Block {
     int64_t beam_of(int64_t number) const { return kind == kCandidates ? number / cache.copies : number; }
 
     // A prefix place's slot and position; value columns have positions but no places.
-    int64_t slot_of(int64_t number) const { return kind == kPrefix ? number % cache.node : slot; }
+    int64_t slot_of(int64_t number) const {
+        if (kind != kPrefix) return slot;
+        return number < net.goal ? net.goal_slots[number] : (number - net.goal) % cache.node;
+    }
     int64_t position_of(int64_t number) const {
         if (kind != kPrefix) return position;
-        const int64_t start = cache.start[episode];
-        return (number / cache.node - start / cache.node) * net.slots + number % cache.node - start % cache.node;
+        if (number < net.goal) return number;
+        const int64_t from = cache.start[episode] - net.goal, at = number - net.goal;
+        return net.goal + (at / cache.node - from / cache.node) * net.slots + at % cache.node - from % cache.node;
     }
 
     // Which columns of the scores are which keys, and which of them nobody in this block may see.
@@ -151,6 +131,7 @@ class Block {
         keys = tail_at + (kind == kCandidates ? round_up(index + 1, F::lanes) : 0);
         S *bias = scratch.bias.data();
         std::fill(bias, bias + keys, -std::numeric_limits<S>::infinity());
+        std::fill(bias, bias + net.goal, S(0));
         std::fill(bias + std::min(cache.start[episode], cache.prefix), bias + cache.prefix, S(0));
         for (int64_t t = nodes_from; t < nodes_to; t++) {
             S *node = bias + cache.prefix_padded + (t - nodes_from) * cache.node_padded;
@@ -167,7 +148,8 @@ class Block {
         std::fill_n(scratch.x.begin(), tiled * ldx, S(0));
         for (int64_t row = 0; row < rows; row++) {
             const int64_t number = numbers[row], token = scratch.tokens[row];
-            const int64_t entry = token == net.bins ? net.bins * net.slots : token + slot_of(number) * net.bins;
+            // All slots share the stop token and, after it, the hidden token.
+            const int64_t entry = token + (token < net.bins ? slot_of(number) : net.slots - 1) * net.bins;
             const S *from = table + entry * net.width, *at = places + position_of(number) * net.width;
             for (int64_t i = 0; i < net.width; i++) scratch.x[row * ldx + i] = from[i] + at[i];
         }

@@ -32,7 +32,7 @@ _FOLDER = Path(__file__).parent
 VECTORS = _FOLDER / "vectors.h"
 DECODER = Sources(
     _FOLDER / "decoder.cpp",
-    (*(_FOLDER / f"{name}.h" for name in ("attention", "block", "sampling")), VECTORS),
+    (*(_FOLDER / f"{name}.h" for name in ("attention", "block", "network", "sampling")), VECTORS),
 )
 FLAGS = (
     "-O3",

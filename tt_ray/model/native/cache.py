@@ -1,8 +1,8 @@
 """The search's cache on CPU, its steps in C++: a tree of keys and values that is never reordered.
 
 Shape letters: L layers, E episodes, B beams, n copies of a beam, h heads, w width of a head, D slots,
-N observation, M action, V bins, H horizon. A context is aligned to the right in P places, as in
-`tt_ray.model.cache`; there, value columns count as places, here they have none, since nobody sees them.
+N observation, M action, V bins, H horizon, G goal. A goal and a context, aligned to the right, have P places,
+as in `tt_ray.model.cache`; there, value columns count as places, here they have none, since nobody sees them.
 
 Each transition of the search makes a node for every beam: its action and reward tokens, then the observation
 that follows. A node stays where it was made, and a beam knows its past by `ancestors` [E, H, B]: the node at
@@ -61,12 +61,14 @@ class NativeCache:
         self.layout, self.window, self.keep = layout, window, keep
         self.beams, self.copies, self.horizon = beams, copies, horizon
         self.packed, self.dtype = pack_model(model), model.head.dtype
-        self.prefix_length = (max_context_transitions - 1) * layout.slots + layout.observation_dim
+        self.goal, past = layout.goal_dim, max_context_transitions - 1
+        self.prefix_length = self.goal + past * layout.slots + layout.observation_dim
         self.node = layout.slots - 1
-        self.prefix_places = (max_context_transitions - 1) * self.node + layout.observation_dim
+        self.prefix_places = self.goal + past * self.node + layout.observation_dim
         self.tail_length = layout.action_dim + 1
-        places = np.arange(self.prefix_length) % layout.slots != layout.value_slot
-        self._visible_places = torch.from_numpy(np.flatnonzero(places))
+        context = np.arange(self.prefix_length - self.goal) % layout.slots != layout.value_slot
+        places = np.append(np.arange(self.goal), self.goal + np.flatnonzero(context))
+        self._visible_places = torch.from_numpy(places)
         self._bin_values = [values.to(self.dtype).contiguous() for values in (reward_values, value_values)]
         self._choice = Choice(
             actions=Filter(top_k=k_act or 0, cdf=-1.0 if cdf_act is None else cdf_act),
@@ -84,11 +86,11 @@ class NativeCache:
             ) from error
 
     def open(self, tokens: Tensor, past: Sequence[int]) -> None:
-        """Begin new searches from contexts [E, P]: past[e] whole transitions and the present observation."""
+        """Begin new searches from [E, P]: goal, past[e] whole transitions and the present observation."""
         self.used, self.whole, self.active = 0, list(past), len(past)
         self.prefix_tokens = tokens
         present, seen = self.layout.observation_dim, np.array(past)
-        self.first_place = self.prefix_length - seen * self.layout.slots - present
+        self.first_place = self.prefix_length - seen * self.layout.slots - present - self.goal
         self.start[: self.active] = self.prefix_places - seen * self.node - present
         self.first_node[: self.active], self.first_whole[: self.active] = 0, True
         self.ranks = np.broadcast_to(np.arange(self.beams), (self.active, self.beams))
@@ -163,6 +165,20 @@ class NativeCache:
         return torch.cat([observation, whole], dim=-1).unflatten(-1, (self.horizon, self.layout.slots))
 
     @property
+    def candidate_actions(self) -> Tensor:
+        """Action tokens [E, B, n, M] that the last `expand` drew."""
+        tails = self.tail_tokens[: self.active, :, : self.layout.action_dim]
+        return tails.unflatten(1, (self.beams, self.copies))
+
+    @property
+    def present_observations(self) -> Tensor:
+        """Tokens [E, B, N] of the observation from which each beam acts, in the beams' present order."""
+        length, begun = self.layout.observation_dim, self._transition * self.layout.slots
+        if begun == 0:
+            return self.prefix_tokens[:, None, -length:].expand(-1, self.beams, -1)
+        return self.suffix_tokens[: self.active, :, begun - length : begun]
+
+    @property
     def _transition(self) -> int:
         return self.used // self.layout.slots
 
@@ -228,17 +244,17 @@ class NativeCache:
         self.candidate_rows = np.ascontiguousarray(copies.reshape(self.active, -1))
 
     def _slide(self, full: Ints, transition: int) -> None:
-        """Leave the last `keep` whole transitions of the episodes `full`, at positions from 0.
+        """Leave the last `keep` whole transitions of the episodes `full`, at positions from G.
 
         Their last token is the value token about to be fed: all others are computed anew where they are, once
         for all beams that share them.
         """
         layout = self.layout
         kept_from = transition + 1 - self.keep  # the transition of the search that begins the window
-        self.first_place[full] = self.prefix_length + kept_from * layout.slots - layout.observation_dim
+        seen = layout.observation_dim
+        self.first_place[full] = self.prefix_length - self.goal + kept_from * layout.slots - seen
         inside = kept_from <= 0  # it lies in the prefix
-        observed = self.prefix_places - layout.observation_dim
-        self.start[full] = observed + kept_from * self.node if inside else self.prefix_places
+        self.start[full] = self.prefix_places + (kept_from * self.node - seen if inside else 0)
         self.first_node[full], self.first_whole[full] = max(0, kept_from - 1), inside
         for e in full:
             self.whole[e] = self.keep
@@ -250,12 +266,13 @@ class NativeCache:
             self.slid_tokens += self._encode_nodes(full, past, first, last)
 
     def _encode_prefix(self, chosen: Ints) -> int:
-        """Compute the visible contexts of the episodes `chosen`; how many tokens that are."""
-        places = np.arange(self.prefix_places)
-        # The visible places are the last ones: they go to the front of each episode's list.
-        numbers = np.ascontiguousarray((places + self.start[: self.active, None]) % self.prefix_places)
+        """Compute the goals and visible contexts of the episodes `chosen`; how many tokens that are."""
+        numbers = np.tile(np.arange(self.prefix_places), (self.active, 1))
+        places, shift = self.prefix_places - self.goal, self.start[: self.active, None] - self.goal
+        # The visible places of contexts are the last ones: they go to the front of each episode's list.
+        numbers[:, self.goal :] = (numbers[:, :places] + shift) % places + self.goal
         counts = np.zeros(self.active, dtype=np.int64)
-        counts[chosen] = self.prefix_places - self.start[chosen]
+        counts[chosen] = self.prefix_places - self.start[chosen] + self.goal
         tokens = self.prefix_tokens[:, self._visible_places].contiguous()
         self._call("encode_prefix", self._rows(numbers, 0, counts), _pointer(tokens))
         return int(counts.sum())

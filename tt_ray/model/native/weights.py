@@ -17,19 +17,19 @@ _Int = ctypes.c_int64
 
 
 class Network(ctypes.Structure):
-    """Sizes and weights; the same fields as in block.h."""
+    """Sizes and weights; the same fields as in network.h."""
 
     _fields_ = [
         *((name, _Int) for name in ("layers", "width", "heads", "head_width", "head_padded", "hidden")),
-        *((name, _Int) for name in ("outputs", "slots", "bins", "layer_stride")),
+        *((name, _Int) for name in ("outputs", "slots", "bins", "goal", "layer_stride")),
         ("epsilon", ctypes.c_double),
         *((name, _Pointer) for name in ("token_embedding", "position_embedding", "layer_weights")),
-        *((name, _Pointer) for name in ("final_norm", "head_weights")),
+        *((name, _Pointer) for name in ("final_norm", "head_weights", "goal_slots")),
     ]
 
 
 class Cache(ctypes.Structure):
-    """The arrays of a batch of searches; the same fields as in block.h."""
+    """The arrays of a batch of searches; the same fields as in network.h."""
 
     _fields_ = [
         *((name, _Int) for name in ("episodes", "beams", "copies", "horizon", "observation", "action")),
@@ -96,7 +96,7 @@ def pack_model(model: TrajectoryTransformer) -> PackedModel:
         tables = [
             table.detach().clone() for table in (model.token_embedding.weight, model.position_embedding)
         ]
-    tensors = (*tables, layers, final, heads)
+    tensors = (*tables, layers, final, heads, torch.tensor(layout.goal_slots, dtype=torch.int64))
     network = Network(
         layers=config.num_layers,
         width=config.embed_dim,
@@ -107,11 +107,15 @@ def pack_model(model: TrajectoryTransformer) -> PackedModel:
         outputs=layout.num_bins + 1,
         slots=layout.slots,
         bins=layout.num_bins,
+        goal=layout.goal_dim,
         layer_stride=layers.shape[1],
         epsilon=model.final_norm.eps,
         **dict(
             zip(
-                ("token_embedding", "position_embedding", "layer_weights", "final_norm", "head_weights"),
+                (
+                    *("token_embedding", "position_embedding", "layer_weights"),
+                    *("final_norm", "head_weights", "goal_slots"),
+                ),
                 (tensor.data_ptr() for tensor in tensors),
                 strict=True,
             )

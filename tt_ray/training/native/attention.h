@@ -24,8 +24,9 @@ struct HeadScratch {
         inner = arena.take(shape.rows);
         for (S *array : {key, value})  // rows of a last vector that are no tokens
             std::fill(array + shape.rows * shape.ldw, array + shape.keys * shape.ldw, S(0));
-        for (int64_t u = 0; u < shape.ldk; u++)
-            hidden[u] = u % shape.slots == shape.slots - 1 ? -std::numeric_limits<S>::infinity() : S(0);
+        std::fill(hidden, hidden + shape.ldk, S(0));
+        for (int64_t u = shape.goal + shape.slots - 1; u < shape.ldk; u += shape.slots)
+            hidden[u] = -std::numeric_limits<S>::infinity();
     }
 };
 

@@ -25,9 +25,9 @@ enum Weight {
 // Hidden units of the MLP that are treated at once, so that they stay near the core.
 constexpr int64_t kBlockHidden = 128;
 
-// A layer's call; the same fields as in layers.py. Windows are [b, T, d].
+// A layer's call; the same fields as in layers.py. Windows are [b, T, d]: `goal` tokens, then transitions of `slots`.
 struct Layer {
-    int64_t windows, tokens, width, heads, hidden, slots, dropped, group, threads, seed;
+    int64_t windows, tokens, width, heads, hidden, slots, goal, dropped, group, threads, seed;
     double epsilon;
     const void *weights[kWeights];
 };
@@ -35,13 +35,13 @@ struct Layer {
 // Sizes of one window's arrays. R rows are the tokens, in whole tiles; ld* are numbers from row to row.
 template <class S>
 struct Shape {
-    int64_t tokens, rows, keys, width, heads, head, head_padded, hidden, slots, ldx, ldq, ldh, ldk, ldw, blocks, block;
+    int64_t tokens, rows, keys, width, heads, head, head_padded, hidden, slots, goal, ldx, ldq, ldh, ldk, ldw, blocks, block;
     int64_t sizes[kWeights], parameters = 0;
 
     explicit Shape(const Layer &layer)
         : tokens(layer.tokens), rows(round_up(layer.tokens, kTileRows)), keys(round_up(rows, Simd<S>::lanes)),
           width(layer.width), heads(layer.heads), head(width / heads), head_padded(round_up(head, Simd<S>::lanes)),
-          hidden(layer.hidden), slots(layer.slots),
+          hidden(layer.hidden), slots(layer.slots), goal(layer.goal),
           ldx(stride_of<S>(width)), ldq(stride_of<S>(3 * width)), ldh(stride_of<S>(std::min(hidden, kBlockHidden))),
           ldk(stride_of<S>(keys)), ldw(stride_of<S>(head_padded)),
           blocks((hidden + kBlockHidden - 1) / kBlockHidden), block(rows * ldh) {

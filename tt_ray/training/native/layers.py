@@ -22,13 +22,17 @@ LAYER = Sources(
 GROUP = 4
 """Windows whose weight gradients one thread adds up."""
 WEIGHTS = 12
+_Sizes = tuple[int, int, int, int, int, float]
 
 
 class _Layer(ctypes.Structure):
     """Sizes, dropout and weights of a call; the same fields as in layer.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("windows", "tokens", "width", "heads", "hidden", "slots")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("windows", "tokens", "width", "heads", "hidden", "slots", "goal")
+        ),
         *((name, ctypes.c_int64) for name in ("dropped", "group", "threads", "seed")),
         ("epsilon", ctypes.c_double),
         ("weights", ctypes.c_void_p * WEIGHTS),
@@ -46,28 +50,29 @@ def require_native(model: TrajectoryTransformer) -> None:
 
 
 class NativeLayer(torch.autograd.Function):
-    """A block of the model, with dropout: `NativeLayer.of(block, x, slots, dropped, seed)`.
+    """A block of the model, with dropout: `NativeLayer.of(block, x, slots, dropped, seed, goal)`.
 
     The result and its gradients are the same bits whatever the number of threads.
     """
 
     @classmethod
-    def of(cls, block: Block, x: Tensor, slots: int, dropped: int, seed: int) -> Tensor:
+    def of(cls, block: Block, x: Tensor, slots: int, dropped: int, seed: int, goal: int = 0) -> Tensor:
         """Output [b, T, d] for x [b, T, d], of which `dropped` in 65,536 branches and weights are dropped.
 
-        `seed` decides which ones; tokens begin with slot 0 of `slots`. `require_native` says if it works.
+        `seed` decides which ones; after `goal` tokens come those of slot 0 of `slots`, 1, and so on.
+        `require_native` says if it works.
         """
         up, down = block.mlp[0], block.mlp[2]
         assert isinstance(up, nn.Linear)
         assert isinstance(down, nn.Linear)
         modules = (block.ln1, block.attention.qkv, block.attention.proj, block.ln2, up, down)
         weights = [tensor for module in modules for tensor in (module.weight, module.bias)]
-        sizes = (block.attention.num_heads, slots, dropped, seed, block.ln1.eps)
+        sizes = (block.attention.num_heads, slots, goal, dropped, seed, block.ln1.eps)
         return cls.apply(x, sizes, *weights)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: tuple[int, int, int, int, float], *weights: Tensor) -> Tensor:
-        """Output [b, T, d]; sizes are heads, slots, numbers dropped, seed and the norms' epsilon."""
+    def forward(ctx: Any, x: Tensor, sizes: _Sizes, *weights: Tensor) -> Tensor:
+        """Output [b, T, d]; sizes are heads, slots, goal, numbers dropped, seed and the norms' epsilon."""
         x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
         layer = _layer(x, sizes, weights)
         kept = _borrow(len(x) * _function("kept", x)(ctypes.byref(layer)), x.dtype)
@@ -107,8 +112,8 @@ def _borrow(count: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(view)
 
 
-def _layer(x: Tensor, sizes: tuple[int, int, int, int, float], weights: Any) -> _Layer:
-    heads, slots, dropped, seed, epsilon = sizes
+def _layer(x: Tensor, sizes: _Sizes, weights: Any) -> _Layer:
+    heads, slots, goal, dropped, seed, epsilon = sizes
     return _Layer(
         windows=x.shape[0],
         tokens=x.shape[1],
@@ -116,6 +121,7 @@ def _layer(x: Tensor, sizes: tuple[int, int, int, int, float], weights: Any) -> 
         heads=heads,
         hidden=len(weights[8]),
         slots=slots,
+        goal=goal,
         dropped=dropped,
         group=GROUP,
         threads=torch.get_num_threads(),
