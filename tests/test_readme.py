@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from tt_ray.cli.app import app
 from tt_ray.experiment_file import load_experiment
+from tt_ray.planning.objectives import TransitionCandidates, find_objective
 from tt_ray.sweep_file import load_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,19 @@ def test_the_example_file_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "example.yaml"
     file.write_text(re.sub(r"^    ", "", block[1], flags=re.MULTILINE))
     assert load_experiment(file).name == "my-experiment"
+
+
+def test_the_objective_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = re.search(r"```python\n(# my_objectives.py.*?)```", README, flags=re.DOTALL)
+    assert block is not None
+    (tmp_path / "my_objectives.py").write_text(block[1])
+    monkeypatch.chdir(tmp_path)
+    name = re.search(r'objective: "([^"]+)"', block[1])
+    assert name is not None
+    best_step = find_objective(name[1])(0.99)  # type: ignore[operator]
+    rewards, values = torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 1, 2)
+    step = TransitionCandidates(1, rewards, values, None)  # type: ignore[arg-type]
+    assert best_step.extend(torch.tensor([[[2.0]]]), step)[1].tolist() == [[[2.0, 3.0]]]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.name)

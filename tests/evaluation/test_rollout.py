@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tt_ray.evaluation.rollout import EpisodeResult, LinearPolicy, RandomPolicy, run_episodes
+from tt_ray.evaluation.policies import LinearPolicy, RandomPolicy
+from tt_ray.evaluation.rollout import EpisodeResult, run_episodes
 
 
 class Walk(gym.Env):

@@ -17,17 +17,22 @@ from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.planning.expansions import SearchSettings, Transitionwise
 
 LAYOUT = TokenLayout(observation_dim=5, action_dim=3, num_bins=20)
+GOALS = TokenLayout(5, 3, num_bins=20, goal_slots=(4, 0, 1), partial=True)
 SIZES = {"beams": 6, "copies": 2, "horizon": 3, "max_context_transitions": 3, "window": 6, "keep": 2}
 REWARDS, VALUES = torch.linspace(-1, 2, 21), torch.linspace(3, -3, 21)
 Trace = list[Tensor]
 
 
 def make_model(
-    width: int = 64, heads: int = 4, dtype: torch.dtype = torch.float32, scale: float = 0.2
+    width: int = 64,
+    heads: int = 4,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 0.2,
+    layout: TokenLayout = LAYOUT,
 ) -> TrajectoryTransformer:
     torch.manual_seed(0)
     config = ModelConfig(num_layers=3, num_heads=heads, embed_dim=width, context_transitions=6)
-    model = TrajectoryTransformer(config, LAYOUT).eval()
+    model = TrajectoryTransformer(config, layout).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * scale)
@@ -40,6 +45,14 @@ def contexts(past: list[int]) -> Tensor:
     return torch.randint(0, LAYOUT.num_bins, (len(past), places), generator=generator)
 
 
+def goal_contexts(past: list[int]) -> Tensor:
+    """Goals and contexts, some of the observations hidden."""
+    tokens, generator = contexts(past), torch.Generator().manual_seed(4)
+    hidden = (torch.rand(tokens.shape, generator=generator) < 0.3) & (torch.arange(25) % 10 < 5)
+    goals = torch.randint(0, 20, (len(past), 3), generator=generator)
+    return torch.cat([goals, tokens.masked_fill(hidden, GOALS.hidden_token)], dim=1)
+
+
 def native(model: TrajectoryTransformer, episodes: int, **filters: Any) -> NativeCache:
     return NativeCache(
         model, episodes=episodes, **SIZES, **filters, reward_values=REWARDS, value_values=VALUES
@@ -49,7 +62,9 @@ def native(model: TrajectoryTransformer, episodes: int, **filters: Any) -> Nativ
 def tokenwise(model: TrajectoryTransformer, episodes: int, **filters: Any) -> Transitionwise:
     rewards, values = (bins.to(model.head.dtype) for bins in (REWARDS, VALUES))
     settings = SearchSettings(SIZES["horizon"], SIZES["beams"], SIZES["copies"], **filters)
-    return Transitionwise(SearchCache(model, episodes=episodes, **SIZES), settings, LAYOUT, rewards, values)
+    return Transitionwise(
+        SearchCache(model, episodes=episodes, **SIZES), settings, model.layout, rewards, values
+    )
 
 
 def walk(decoder: NativeCache | Transitionwise, tokens: Tensor, past: list[int], dtype: torch.dtype) -> Trace:
@@ -127,6 +142,27 @@ def test_rows_do_not_depend_on_threads_or_neighbours(threads: int) -> None:
             torch.set_num_threads(before)
     for e in range(4):
         assert all(torch.equal(a[0], b[e]) for a, b in zip(alone[e], together, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [(6, 2), (3, 1), (4, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_after_a_goal_and_with_hidden_tokens(
+    sizes: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the torch cache gives; and windows that slide leave rows alone, bit for bit."""
+    monkeypatch.setitem(SIZES, "window", sizes[0])
+    monkeypatch.setitem(SIZES, "keep", sizes[1])
+    model, past = make_model(dtype=dtype, layout=GOALS), [2, 0, 1, 2]
+    tokens = goal_contexts(past)
+    with torch.inference_mode():
+        ours = walk(native(model, 4, k_act=1), tokens, past, dtype)
+        theirs = walk(tokenwise(model, 4, k_act=1), tokens, past, dtype)
+        alone = [walk(native(model, 1, k_act=1), tokens[e : e + 1], past[e : e + 1], dtype) for e in range(4)]
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-10}
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **close)
+    for e in range(4):
+        assert all(torch.equal(a[0], b[e]) for a, b in zip(alone[e], ours, strict=True))
 
 
 def test_a_cache_can_be_used_again() -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from tt_ray.cli.attention import attention
 from tt_ray.cli.bench import bench
 from tt_ray.cli.data import data_app
+from tt_ray.cli.predict import predict
 from tt_ray.cli.results import results
 from tt_ray.cli.session import connect, session, show_places
 from tt_ray.cli.store import store_app
@@ -39,6 +41,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
 app.command()(bench)
+app.command()(predict)
+app.command()(attention)
 app.command()(results)
 app.command()(sweep)
 app.command()(cancel)

@@ -49,9 +49,9 @@ def attention(
     storage = writable(Path(config.resources.storage)).resolve()
     tokens = full_windows(_held_out(config, checkpoint, path, seed), windows)
     folder = storage / "attention" / fingerprint("attention", checkpoint_identity(path), windows)
+    with console.status(f"attention on {len(tokens)} windows, and that of models with random weights"):
+        study = study_attention(checkpoint.model, tokens)
     with _run(config, seed, path, folder, uri) as run:
-        with console.status(f"attention on {len(tokens)} windows, and that of models with random weights"):
-            study = study_attention(checkpoint.model, tokens)
         maps_figure(study, folder / "maps.png")
         heads_figure(study, folder / "heads.png")
         with whole_file(folder / "attention.json") as file:

@@ -10,6 +10,7 @@ import typer
 from rich.progress import DownloadColumn, Progress
 from rich.table import Table
 
+from tt_ray.cli.reconstruct import bins
 from tt_ray.cli.view import Bars, console, plain_table
 from tt_ray.config import CollectConfig, ExperimentConfig
 from tt_ray.errors import UserError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tt_ray.data.minari_sets import DatasetInfo
 
 data_app = typer.Typer(help="List, show, download, collect and import data sets.", no_args_is_help=True)
+data_app.command()(bins)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that id.")]
 
 

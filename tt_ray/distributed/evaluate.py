@@ -20,11 +20,10 @@ from tt_ray.distributed.rollouts import evaluate_seeds
 from tt_ray.errors import UserError
 from tt_ray.evaluation.environments import check_compatible, make_environment
 from tt_ray.evaluation.paths import PathRecorder
+from tt_ray.evaluation.policies import LinearPolicy, RandomPolicy
 from tt_ray.evaluation.rollout import (
     EpisodeResult,
-    LinearPolicy,
     Policy,
-    RandomPolicy,
     run_episodes,
 )
 from tt_ray.evaluation.scores import ScoreSummary

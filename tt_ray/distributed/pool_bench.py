@@ -22,7 +22,8 @@ from tt_ray.config import ResourcesConfig
 from tt_ray.distributed.cluster import connect, offer
 from tt_ray.distributed.rollouts import evaluate_seeds
 from tt_ray.errors import UserError
-from tt_ray.evaluation.rollout import EpisodeResult, RandomPolicy
+from tt_ray.evaluation.policies import RandomPolicy
+from tt_ray.evaluation.rollout import EpisodeResult
 
 _PATIENCE = 900.0  # seconds that an actor waits for the others to have started
 # An actor's file has one of these for each of its episodes; the moment is of the host's monotonic clock.

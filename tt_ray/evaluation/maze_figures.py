@@ -97,18 +97,18 @@ def _colors(count: int) -> Sequence[Any]:
         return usual[:count]
     from matplotlib import colormaps
 
-    return colormaps["viridis"](np.linspace(0, 0.95, count))
+    return [colormaps["viridis"](place) for place in np.linspace(0, 0.95, count)]
 
 
 def _legend(figure: Figure, *, failures: bool) -> None:
     from matplotlib.lines import Line2D
 
-    looks = [("start", "o", "black", "grey", "none"), ("goal", "*", "black", "grey", "none")]
+    looks = [("start", "o", "black", "grey"), ("goal", "*", "black", "grey")]
     if failures:
-        looks += [("end of a failure", "X", FAILED, FAILED, "--"), ("its goal", "*", FAILED, "white", "none")]
+        looks += [("end of a failure", "X", FAILED, FAILED), ("its goal", "*", FAILED, "white")]
     keys = [
-        Line2D([], [], label=label, marker=marker, color=color, markerfacecolor=face, linestyle=line)
-        for label, marker, color, face, line in looks
+        Line2D([], [], label=label, marker=marker, color=color, markerfacecolor=face, linestyle="none")
+        for label, marker, color, face in looks
     ]
     columns = len(keys) if figure.get_figwidth() >= WIDE else 2
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, fontsize=SMALL, frameon=False)

@@ -40,6 +40,9 @@ class NativeCache:
     `NativeUnavailableError` where it cannot run.
     """
 
+    unseen = 1
+    """Transitions at the search's end that nobody attends to."""
+
     def __init__(
         self,
         model: TrajectoryTransformer,
@@ -85,8 +88,11 @@ class NativeCache:
                 f"no memory to plan for {episodes} episodes at once; lower resources.episodes_per_actor"
             ) from error
 
-    def open(self, tokens: Tensor, past: Sequence[int]) -> None:
-        """Begin new searches from [E, P]: goal, past[e] whole transitions and the present observation."""
+    def open(self, tokens: Tensor, past: Sequence[int]) -> Tensor:
+        """Begin new searches from [E, P]: goal, past[e] whole transitions and the present observation.
+
+        Gives the logits [E, V + 1] of the first action token.
+        """
         self.used, self.whole, self.active = 0, list(past), len(past)
         self.prefix_tokens = tokens
         present, seen = self.layout.observation_dim, np.array(past)
@@ -96,6 +102,7 @@ class NativeCache:
         self.ranks = np.broadcast_to(np.arange(self.beams), (self.active, self.beams))
         self._order_rows()
         self._encode_prefix(np.arange(self.active))
+        return self._arrays["pending"][: self.active, 0].clone()
 
     def expand(self, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draw every candidate's actions with numbers [E, M, B, n].
@@ -136,10 +143,7 @@ class NativeCache:
         window slides first.
         """
         transition = self._transition
-        self.whole = [count + 1 for count in self.whole]
-        full = [e for e, count in enumerate(self.whole) if count >= self.window]
-        if full:
-            self._slide(np.array(full), transition)
+        self._complete(transition)
         self.suffix_tokens[: self.active, :, self.used] = value_tokens
         stopped = stopped.clone(memory_format=torch.contiguous_format)
         noise = None if uniforms is None else uniforms.to(self.dtype)
@@ -185,7 +189,7 @@ class NativeCache:
     def _allocate(self, episodes: int) -> None:
         network, lanes = self.packed.network, self.packed.lanes
         layers, heads, width = network.layers, network.heads, network.head_padded
-        self.nodes = self.horizon - 1  # nobody sees the last transition
+        self.nodes = self.horizon - self.unseen
         held, prefix, node = (
             max(1, self.nodes),
             round_up(self.prefix_places, lanes),
@@ -227,14 +231,25 @@ class NativeCache:
 
     def _adopt(self, transition: int, candidates: Tensor, parents: Ints) -> None:
         """Give the new beams their parents' past, and nodes of their own for the tokens that chose them."""
-        past = self.ancestors[: self.active, :transition]
-        past[:] = np.take_along_axis(past, parents[:, None], axis=2)
+        self._inherit(transition, parents)
         self.ancestors[: self.active, transition] = np.arange(self.beams)
-        self.ranks = np.take_along_axis(self.ranks, parents, axis=1)
-        self._order_rows()
         candidates = candidates.contiguous()
         rows = self._rows(self.beam_rows, self.used)
         self._call("keep_tails", rows, ctypes.c_int64(transition), _pointer(candidates))
+
+    def _inherit(self, transition: int, parents: Ints) -> None:
+        """Give the new beams their parents' past before `transition`."""
+        past = self.ancestors[: self.active, :transition]
+        past[:] = np.take_along_axis(past, parents[:, None], axis=2)
+        self.ranks = np.take_along_axis(self.ranks, parents, axis=1)
+        self._order_rows()
+
+    def _complete(self, transition: int) -> None:
+        """Count a transition that is whole with its value token; where that fills the window, slide it."""
+        self.whole = [count + 1 for count in self.whole]
+        full = [e for e, count in enumerate(self.whole) if count >= self.window]
+        if full:
+            self._slide(np.array(full), transition)
 
     def _order_rows(self) -> None:
         """Sort rows so that beams with a common past are neighbours."""

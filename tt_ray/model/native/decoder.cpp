@@ -146,6 +146,21 @@ void observe(const Network &net, const Cache &cache, const Rows &rows, const Cho
     });
 }
 
+// Feed every beam one token of a transition, `tokens` [E, B], at place `index` of its node (-1 for the value token, which
+// has none), after which `stored` places hold tokens; the logits of the next one are `pending`.
+template <class S>
+void extend(const Network &net, const Cache &cache, const Rows &rows, int64_t transition, int64_t index, int64_t stored,
+            int64_t slot, const int64_t *tokens) {
+    for_blocks<S>(net, cache, rows, false, [&](int64_t e, const int64_t *numbers, int64_t count, Scratch<S> &scratch) {
+        Block<S> block(net, cache, kBeams, e, transition, numbers, count, scratch);
+        for (int64_t i = 0; i < count; i++) scratch.tokens[i] = tokens[e * cache.beams + numbers[i]];
+        block.feed(index, stored, slot, rows.positions[e]);
+        block.predict();
+        for (int64_t i = 0; i < count; i++)
+            std::copy_n(block.logits(i), net.outputs, pending<S>(net, cache, e, numbers[i]));
+    });
+}
+
 // The action and reward tokens of `candidates` [E, B] become the beams' own at `transition`.
 template <class S>
 void keep_tails(const Network &net, const Cache &cache, const Rows &rows, int64_t transition,
@@ -193,6 +208,11 @@ void keep_tails(const Network &net, const Cache &cache, const Rows &rows, int64_
                                             int64_t stride, int64_t *tokens, int64_t length, int64_t at,              \
                                             uint8_t *stopped) {                                                       \
         observe<S>(*net, *cache, *rows, *choice, transition, uniforms, stride, tokens, length, at, stopped);          \
+    }                                                                                                                 \
+    extern "C" void tt_ray_extend_##suffix(const Network *net, const Cache *cache, const Rows *rows,                  \
+                                           int64_t transition, int64_t index, int64_t stored, int64_t slot,           \
+                                           const int64_t *tokens) {                                                   \
+        extend<S>(*net, *cache, *rows, transition, index, stored, slot, tokens);                                      \
     }                                                                                                                 \
     extern "C" void tt_ray_keep_tails_##suffix(const Network *net, const Cache *cache, const Rows *rows,              \
                                                int64_t transition, const int64_t *candidates) {                       \
