@@ -24,6 +24,8 @@ class Group:
     tasks: dict[str, list[Any]]
     """For each task, each method's mean or [mean, standard error]."""
     later: dict[str, float]
+    measure: str = "score"
+    """What the figures are: normalised scores, or `rewarded`, per cent of the episodes that were rewarded."""
 
     def published(self, task: str, method: str) -> tuple[float, float]:
         """Mean and standard error; NaN for what is not known."""

@@ -23,7 +23,7 @@ SIZES = {  # trials, training seeds, episodes of each
     "bins": (6, 3, 20),
     "context_length": (12, 2, 20),
     "data_fraction": (6, 3, 20),
-    "delayed_rewards": (3, 3, 20),
+    "delayed_rewards": (4, 3, 20),
     "discretisation": (12, 3, 20),
     "frontier": (27, 1, 10),
     "locomotion": (12, 5, 20),
@@ -130,10 +130,10 @@ def models(name: str) -> set[str]:
 
 def test_the_studies_of_bins_and_of_delayed_rewards_share_the_models_of_others() -> None:
     discretisation, delayed = models("discretisation"), models("delayed_rewards")
-    assert (len(discretisation), len(delayed)) == (12 * 3, 3 * 3)
+    assert (len(discretisation), len(delayed)) == (12 * 3, 4 * 3)
     assert models("bins") < discretisation
     assert len(models("uniform_vs_quantile") & discretisation) == 2 * 3  # one of its two data sets
-    assert len(models("bins") & delayed) == 3  # paid at every step
+    assert len(models("bins") & delayed) == 3  # paid at every step, and discounted
 
 
 def test_the_locomotion_table_has_every_task_with_the_authors_settings() -> None:

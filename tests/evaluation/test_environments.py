@@ -242,7 +242,7 @@ def test_a_module_that_fails_is_named_with_its_error(tmp_path: Path, monkeypatch
 def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     description = {"id": "PointMaze_UMaze-v3", "entry_point": "gymnasium_robotics.envs.maze:PointMazeEnv"}
-    with pytest.raises(UserError, match="pip install gymnasium-robotics"):
+    with pytest.raises(UserError, match="pip install 'tt-ray\\[mazes\\]'"):
         make_environment(description)
 
 

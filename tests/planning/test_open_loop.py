@@ -41,6 +41,7 @@ def random_checkpoint(context: int = 4, layout: TokenLayout = LAYOUT, stop: floa
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.6)
+        model.head *= 0.5
         model.head[layout.value_slot, layout.stop_token] = stop * model.final_norm.bias
     values = np.tile(np.arange(4, dtype=np.float32)[:, None], layout.slots)
     bins = Discretizer.fit(values, strategy="quantile", num_bins=layout.num_bins)
@@ -168,7 +169,7 @@ def test_hidden_observations_in_the_context() -> None:
     hidden[0] = hidden[-1] = layout.hidden_token
 
     def rollouts(shown: Tensor, decoder: Any) -> Tensor:
-        return sample_rollouts(checkpoint, shown[None], [2], horizon=4, rollouts=6, seed=0, decoder=decoder)
+        return sample_rollouts(checkpoint, shown[None], [2], horizon=4, rollouts=30, seed=0, decoder=decoder)
 
     assert torch.equal(rollouts(hidden, "eager"), rollouts(hidden, "native"))
     assert not torch.equal(rollouts(hidden, "eager"), rollouts(context, "eager"))

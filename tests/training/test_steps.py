@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_training import Curve, toy_job
+from toy_training import LAYOUT, Curve, toy_job
 
 from tt_ray.model.loss import LossSums
 from tt_ray.training.loop import Trainer, Workers
@@ -76,9 +76,13 @@ def test_the_rehearsal_of_a_compiled_step_leaves_no_trace(
 
 
 @pytest.mark.slow
-def test_a_compiled_step_is_the_eager_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("goal_slots", [(), (0,)], ids=["plain", "goal"])
+def test_a_compiled_step_is_the_eager_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, goal_slots: tuple[int, ...]
+) -> None:
     """What a GPU runs, compiled for the CPU."""
-    compiled, eager = make_trainer(tmp_path), make_trainer(tmp_path)
+    layout = replace(LAYOUT, goal_slots=goal_slots)
+    compiled, eager = (make_trainer(tmp_path, layout=layout) for _ in range(2))
     compiled.on_cpu, compiled.chunk = False, 13
     compiled._training_sums = compiled._compiled_sums()
     assert_close(gradients_of(compiled), gradients_of(eager))

@@ -29,8 +29,7 @@ from tt_ray.distributed.stages import Input, Stage, StageStore
 from tt_ray.distributed.train import OnPoint, steps_done, train_critic, train_model
 from tt_ray.distributed.usage import Usage
 from tt_ray.errors import UserError
-from tt_ray.evaluation.collect import collect
-from tt_ray.evaluation.random_search import environment
+from tt_ray.evaluation.collect import collect, method_of
 from tt_ray.fingerprints import critic_fingerprint, model_fingerprint, tokens_fingerprint
 from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics, last_checkpoint
 from tt_ray.planning.objectives import find_objective
@@ -263,7 +262,7 @@ def check_data(config: ExperimentConfig) -> bool:
     if config.collect is None:
         return True  # or else reading it says how to get it
     if not dataset_folder(dataset_id).exists():
-        environment(config.collect).close()
+        method_of(config.collect)
         return False
     collect(dataset_id, config.collect)  # it is there: this only refuses one that was made otherwise
     return True

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tt_ray.data import observations as flattening
 from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
+from tt_ray.evaluation.mazes import import_robotics, remove_leftover
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ def make_environment(
         env = gym.make(spec, max_episode_steps=max_steps, disable_env_checker=True, **options)
     except (ImportError, gym.error.Error, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"environment {environment['id']} cannot be made: {_one_line(error)}") from error
+    remove_leftover(env)
     try:
         return _flatten(env, environment["id"], observation_keys, observation_dim, goal_keys)
     except UserError:
@@ -168,13 +170,13 @@ def _environment_spec(environment: Mapping[str, Any]) -> EnvSpec:
     if module:
         _import_module(module, environment["id"])
     elif importlib.util.find_spec("gymnasium_robotics") is not None:
-        gym.register_envs(importlib.import_module("gymnasium_robotics"))
+        gym.register_envs(import_robotics())
     entry_point = str(environment.get("entry_point") or "")
     if (
         entry_point.startswith("gymnasium_robotics")
         and importlib.util.find_spec("gymnasium_robotics") is None
     ):
-        raise UserError(f"environment {name} needs a further package: pip install gymnasium-robotics")
+        raise UserError(f"environment {name} needs a further package: pip install 'tt-ray[mazes]'")
     if entry_point:
         _import_module(entry_point.partition(":")[0], environment["id"])
         spec = EnvSpec(id=name)
@@ -203,7 +205,7 @@ def _registered_spec(name: str) -> EnvSpec:
                 f"did you mean {' or '.join(near)}?" if near else "give an import path, package.module:EnvId"
             )
             if importlib.util.find_spec("gymnasium_robotics") is None and not near:
-                hint += ", or pip install gymnasium-robotics if it is one of that package's"
+                hint += ", or pip install 'tt-ray[mazes]' if it is a maze's or a robot's"
             raise UserError(f"unknown environment {name!r}: {hint}") from error
 
 

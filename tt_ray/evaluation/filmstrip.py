@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class StateRenderer:
     @classmethod
     def of(cls, spec: DataSpec) -> StateRenderer | None:
         """A renderer for the data's environment; None, and one logged line why, where there can be none."""
+        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # what is tried first needs a display
         try:
             env = make_environment(
                 spec.environment, observation_keys=spec.observation_keys,

@@ -61,7 +61,9 @@ def loss_sums(logits: Tensor, targets: Tensor, mask: Tensor, kinds: Tensor, weig
 
     `kinds` [T] are the targets' kinds, `weights` [4] the weight of each.
     """
-    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    # A hidden observation is one past what can be predicted; the mask leaves it out.
+    known = targets.clamp(max=logits.shape[-1] - 1).flatten()
+    nats = F.cross_entropy(logits.float().flatten(0, 1), known, reduction="none").view_as(targets)
     nats = nats * mask
     per_position, counted = nats.sum(0), mask.sum(0)
     by_kind = torch.zeros(len(Kind), device=logits.device).index_add(0, kinds, per_position)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_ray.model.native.cache import NativeCache, _pointer
+from tt_ray.model.native.cache import NativeCache, pointer
 from tt_ray.model.transformer import TrajectoryTransformer
 
 
@@ -78,6 +78,6 @@ class NativeTokenCache(NativeCache):
         slot = (self.layout.observation_dim + begun) % self.layout.slots
         tokens = tokens.contiguous()
         rows = self._rows(self.beam_rows, self.used)
-        self._call("extend", rows, *map(ctypes.c_int64, (*place, slot)), _pointer(tokens))
+        self._call("extend", rows, *map(ctypes.c_int64, (*place, slot)), pointer(tokens))
         self.used += 1
         return self._arrays["pending"][: self.active].clone()

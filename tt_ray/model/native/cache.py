@@ -121,7 +121,7 @@ class NativeCache:
             ctypes.c_int64(self._transition),
             numbers,
             stride,
-            *(_pointer(tensor) for tensor in (self.tail_tokens, rewards, values, value_tokens)),
+            *(pointer(tensor) for tensor in (self.tail_tokens, rewards, values, value_tokens)),
         )
         return rewards, values, value_tokens
 
@@ -156,7 +156,7 @@ class NativeCache:
             numbers,
             stride,
             *self._suffix_at(self.used),
-            _pointer(stopped),
+            pointer(stopped),
         )
         self.used += 1 + self.layout.observation_dim
         return stopped
@@ -190,11 +190,8 @@ class NativeCache:
         network, lanes = self.packed.network, self.packed.lanes
         layers, heads, width = network.layers, network.heads, network.head_padded
         self.nodes = self.horizon - self.unseen
-        held, prefix, node = (
-            max(1, self.nodes),
-            round_up(self.prefix_places, lanes),
-            round_up(self.node, lanes),
-        )
+        held = max(1, self.nodes)
+        prefix, node = round_up(self.prefix_places, lanes), round_up(self.node, lanes)
         candidates = self.beams * self.copies
         shapes = {
             "prefix_keys": (layers, episodes, heads, width, prefix),
@@ -235,7 +232,7 @@ class NativeCache:
         self.ancestors[: self.active, transition] = np.arange(self.beams)
         candidates = candidates.contiguous()
         rows = self._rows(self.beam_rows, self.used)
-        self._call("keep_tails", rows, ctypes.c_int64(transition), _pointer(candidates))
+        self._call("keep_tails", rows, ctypes.c_int64(transition), pointer(candidates))
 
     def _inherit(self, transition: int, parents: Ints) -> None:
         """Give the new beams their parents' past before `transition`."""
@@ -289,7 +286,7 @@ class NativeCache:
         counts = np.zeros(self.active, dtype=np.int64)
         counts[chosen] = self.prefix_places - self.start[chosen] + self.goal
         tokens = self.prefix_tokens[:, self._visible_places].contiguous()
-        self._call("encode_prefix", self._rows(numbers, 0, counts), _pointer(tokens))
+        self._call("encode_prefix", self._rows(numbers, 0, counts), pointer(tokens))
         return int(counts.sum())
 
     def _encode_nodes(self, chosen: Ints, transition: int, first: int, last: int) -> int:
@@ -324,25 +321,23 @@ class NativeCache:
 
     def _suffix_at(self, token: int) -> tuple[Any, ...]:
         """The search's tokens [E, B, length], that length, and where to begin."""
-        return (
-            _pointer(self.suffix_tokens),
-            ctypes.c_int64(self.suffix_tokens.shape[-1]),
-            ctypes.c_int64(token),
-        )
+        length = self.suffix_tokens.shape[-1]
+        return pointer(self.suffix_tokens), ctypes.c_int64(length), ctypes.c_int64(token)
 
     def _strided(self, uniforms: Tensor) -> tuple[Any, Any]:
         """Random numbers that are contiguous for each episode, and how far episodes lie apart."""
         if not uniforms[0].is_contiguous():
             uniforms = uniforms.contiguous()
         self._held = uniforms
-        return _pointer(uniforms), ctypes.c_int64(uniforms.stride(0))
+        return pointer(uniforms), ctypes.c_int64(uniforms.stride(0))
 
     def _call(self, name: str, rows: Rows, *arguments: Any) -> None:
         function = getattr(load_library(), f"tt_ray_{name}_{str(self.dtype).removeprefix('torch.')}")
         function(*(ctypes.byref(item) for item in (self.packed.network, self._cache, rows)), *arguments)
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Where the numbers of `tensor` lie."""
     return ctypes.c_void_p(tensor.data_ptr())
 
 
