@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tt_ray.config import to_dict
+from tt_ray.config import CriticConfig, to_dict
 from tt_ray.data.d4rl_names import parse_d4rl_name
+from tt_ray.distributed.evaluate import GREEDY
+from tt_ray.evaluation.mazes import U_MAZE_FAR, Grid
 from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
-from tt_ray.sweep_file import Sweep, load_sweep
+from tt_ray.sweep_file import Sweep, Trial, load_sweep
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
+
+import published
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -19,6 +27,7 @@ QUICKSTART = FOLDER / "quickstart.yaml"
 STUDIES = [file for file in FILES if file != QUICKSTART]
 SIZES = {  # trials, training seeds, episodes of each
     "action_filters": (24, 2, 10),
+    "antmaze": (5, 5, 20),
     "beam_search_asha": (40, 1, 20),
     "bins": (6, 3, 20),
     "context_length": (12, 2, 20),
@@ -26,11 +35,16 @@ SIZES = {  # trials, training seeds, episodes of each
     "delayed_rewards": (4, 3, 20),
     "discretisation": (12, 3, 20),
     "frontier": (27, 1, 10),
+    "goal_reaching": (4, 1, 100),
+    "imitation": (6, 5, 20),
     "locomotion": (12, 5, 20),
+    "pointmaze_q": (6, 1, 50),
     "replanning": (5, 3, 20),
     "tuning": (24, 1, 5),
     "uniform_vs_quantile": (4, 3, 20),
 }
+DOWNLOADED = ["antmaze", "imitation", "locomotion"]
+"""Files that collect nothing."""
 ONE_MODEL = ["action_filters", "beam_search_asha", "frontier", "replanning"]
 """Files that vary nothing but the planner."""
 AUTHORS = {  # horizon, beam width; the others have 15 and 128
@@ -43,6 +57,14 @@ AUTHORS = {  # horizon, beam width; the others have 15 and 128
     "ant-medium": (5, 128),
     "ant-medium-replay": (5, 128),
 }
+
+
+WINDOW = ("max_context_transitions", "window", "keep")
+
+
+def task_name(text: str) -> str | None:
+    """The published task that a case or a data set names."""
+    return published.task_name(text, published.read_published())
 
 
 def header(file: Path) -> str:
@@ -98,12 +120,13 @@ def test_one_data_set_is_collected_in_one_way() -> None:
             config = sweep.trial(
                 {k: space.at(0) for k, space in sweep.search.parameters.items()}, case
             ).config
-            if file.stem == "locomotion":
+            if file.stem in DOWNLOADED:
                 assert config.collect is None
             else:
                 assert config.collect is not None
                 assert made.setdefault(config.dataset.id, config.collect) == config.collect
-    assert sorted(made) == ["study/halfcheetah-v0", "study/hopper-v0"]
+    mazes = ["study/fourrooms-v0", "study/umaze-directed-v0", "study/umaze-undirected-v0"]
+    assert sorted(made) == sorted(["study/halfcheetah-v0", "study/hopper-v0", *mazes])
 
 
 def test_files_that_vary_the_planner_share_their_models() -> None:
@@ -160,6 +183,77 @@ def test_the_locomotion_table_has_every_task_with_the_authors_settings() -> None
         assert (training.beta1, training.beta2, training.weight_decay) == (0.9, 0.95, 0.1)
         assert (training.warmup_steps, training.gradient_clip, training.action_weight) == (2_000, 1.0, 5.0)
     assert {trial.config.seeds for trial in trials} == {(0, 1, 2, 3, 4)}
+
+
+def planners(name: str) -> dict[str, list[Trial]]:
+    """The trials of a file by data set."""
+    found: dict[str, list[Trial]] = {}
+    for trial in load_sweep(FOLDER / f"{name}.yaml").trials():
+        found.setdefault(trial.config.dataset.id, []).append(trial)
+    return found
+
+
+@pytest.mark.parametrize("name", ["imitation", "pointmaze_q"])
+def test_planners_that_are_compared_differ_in_nothing_else(name: str) -> None:
+    tasks = planners(name)
+    assert len(tasks) == 2
+    for task, trials in tasks.items():
+        greedy, *searches = trials
+        alone = replace(GREEDY, **{key: getattr(greedy.config.planner, key) for key in WINDOW})
+        assert greedy.config.planner == alone
+        wanted = {"return", "likelihood" if name == "imitation" else "q"}
+        assert {trial.config.planner.objective for trial in searches} == wanted
+        rest = [replace(trial.config, planner=greedy.config.planner) for trial in trials]
+        assert all(config == rest[0] for config in rest)
+        if name == "imitation":
+            assert all(task_name(str(trial.case)) == task_name(task) for trial in trials)
+    assert len(models(name)) == len(tasks) * len(trials[0].config.seeds)
+
+
+def test_imitation_has_the_authors_model_and_protocol() -> None:
+    imitation, locomotion = (load_sweep(FOLDER / f"{name}.yaml").base for name in ("imitation", "locomotion"))
+    for section in ("discretizer", "model", "training", "planner", "seeds"):
+        assert getattr(imitation, section) == getattr(locomotion, section)
+    assert set(planners("imitation")) == {"hopper-expert-v2", "walker2d-expert-v2"}
+
+
+def test_goals_are_places_and_their_paths_are_kept() -> None:
+    trials = load_sweep(FOLDER / "goal_reaching.yaml").trials()
+    for trial in trials:
+        config = trial.config
+        assert config.goal is not None
+        assert config.goal.dims == config.evaluation.record == (0, 1)
+        assert config.dataset.observation_keys == ("observation",)
+        assert config.planner.objective == "goal"
+    assert len(models("goal_reaching")) == 2
+    assert {(t.config.goal.relabel, t.config.planner.beam_width) for t in trials if t.config.goal} == {
+        *(("last", 1), ("last", 8), ("future", 1), ("future", 8))
+    }
+
+
+def test_undirected_data_never_goes_all_the_way() -> None:
+    for task, trials in planners("pointmaze_q").items():
+        how = trials[0].config.collect
+        assert how is not None
+        assert how.method == "waypoints"
+        assert (how.segment_cells is None) == ("directed" in task and "undirected" not in task)
+        grid = Grid(U_MAZE_FAR)
+        whole = grid.distances(grid.goals[0])[1, 1]
+        assert how.environment.endswith(":UMazeFar-v0")
+        assert how.segment_cells is None or 2 * how.segment_cells <= whole
+
+
+def test_antmaze_has_the_papers_tasks_and_iqls_settings() -> None:
+    (figures,) = (group.tasks for group in published.read_published() if group.name == "AntMaze")
+    trials = load_sweep(FOLDER / "antmaze.yaml").trials()
+    assert {task_name(str(trial.case)) for trial in trials} == set(figures)
+    assert all(task_name(trial.config.dataset.id) == task_name(str(trial.case)) for trial in trials)
+    for trial in trials:
+        critic = trial.config.critic
+        assert trial.config.planner.objective == "q"
+        assert critic == CriticConfig(expectile=0.9, reward_shift=-1.0)
+        assert re.fullmatch(r"D4RL/antmaze/(umaze|(medium|large)-(play|diverse))-v1", trial.config.dataset.id)
+        assert f" {figures[str(task_name(str(trial.case)))][0]}" in header(FOLDER / "antmaze.yaml")
 
 
 def test_the_readme_lists_every_file() -> None:

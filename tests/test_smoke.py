@@ -22,12 +22,16 @@ from tt_ray.sweep_file import Sweep, Trial, dump_trial, load_sweep
 FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 TRIALS = {
     "action_filters": 8,
+    "antmaze": 5,
     "beam_search_asha": 3,
     "bins": 2,
     "context_length": 4,
     "data_fraction": 2,
     "frontier": 8,
+    "goal_reaching": 4,
+    "imitation": 6,
     "locomotion": 12,
+    "pointmaze_q": 6,
     "replanning": 2,
     "tuning": 3,
     "uniform_vs_quantile": 4,

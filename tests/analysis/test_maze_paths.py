@@ -179,7 +179,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     draw: Callable[..., tuple[int, str]],
     tmp_path: Path,
 ) -> None:
-    name = f"mistake {re.sub(r'[^a-z]+', ' ', message)}"
+    name = "-".join(["mistake", *re.findall("[a-z]+", message)])
     write(name, **settings)
     code, error = draw(name, *arguments)
     assert code == 2

@@ -72,7 +72,7 @@ def test_a_target_that_is_none(here: Path, refused: Refused) -> None:
 def test_a_checkpoint_of_other_data(here: Path, refused: Refused) -> None:
     write_data([recorded(12, seed) for seed in range(12)])
     train_here(training_job(**TINY | {"training": {"steps": 1}}), here / "model")
-    write_data([recorded(12, seed + 1) for seed in range(12)])
+    write_data([recorded(12, seed + 1) for seed in range(12)], overwrite=True)
     refused("predict", "model", parts=("was trained on another tiny/pendulum-v0",))
 
 

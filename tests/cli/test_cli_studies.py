@@ -172,3 +172,8 @@ def test_what_bins_refuses(here: Path, given: str, options: dict[str, object], p
         call(given, **arguments)
     assert part in str(refused.value)
     assert not list((here / "out").glob("*"))
+
+
+def test_both_are_commands(refused: Callable[..., str]) -> None:
+    refused("attention", "no/such/model", parts=("no/such/model: no such folder",))
+    refused("data", "bins", "no/such-v0", "--bins", "5", parts=("no data set no/such-v0",))

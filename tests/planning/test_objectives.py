@@ -15,7 +15,7 @@ from tt_ray.data.tokens import Kind, TokenLayout
 from tt_ray.errors import UserError
 from tt_ray.model.cache import SearchCache
 from tt_ray.model.critic import Critic
-from tt_ray.model.native import NativeCache
+from tt_ray.model.native import NativeCache, NativeTokenCache
 from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.planning.beam import BeamSearch, Plans
 from tt_ray.planning.expansions import SearchSettings, Uniforms
@@ -55,29 +55,37 @@ def no_numbers(settings: SearchSettings, episodes: int) -> Uniforms:
 
 def search_by_token(
     model: TrajectoryTransformer,
-    objective: Goal | Likelihood,
+    objective: Likelihood,
     settings: SearchSettings,
     tokens: Tensor,
     past: list[int],
     max_context: int,
     window: int,
     keep: int,
+    decoder: str = "native",
 ) -> Plans:
-    cache = SearchCache(
-        model,
-        episodes=len(past),
-        beams=settings.beam_width,
-        copies=1,
-        horizon=settings.horizon,
-        max_context_transitions=max_context,
-        window=window,
-        keep=keep,
-        by_token=True,
+    sizes = {
+        "episodes": len(past),
+        "beams": settings.beam_width,
+        "horizon": settings.horizon,
+        "max_context_transitions": max_context,
+        "window": window,
+        "keep": keep,
+    }
+    native = decoder == "native"
+    cache = (
+        NativeTokenCache(model, **sizes) if native else SearchCache(model, copies=1, by_token=True, **sizes)
     )
     values = torch.zeros(model.layout.num_bins + 1, dtype=torch.float64)
     search = BeamSearch(model.layout, settings, objective, values, values)
     with torch.inference_mode():
         return search.run(cache, tokens, past, no_numbers(settings, len(past)))
+
+
+class Everything(Likelihood):
+    """Rewards and values count, too."""
+
+    kinds = frozenset(Kind)
 
 
 class Uncached:
@@ -129,10 +137,10 @@ class Uncached:
 
 
 @pytest.mark.parametrize(("window", "keep"), [(4, 2), (2, 1)])
-@pytest.mark.parametrize("objective", [Likelihood(), Goal()])
+@pytest.mark.parametrize("objective", [Everything(), Goal()])
 @pytest.mark.parametrize("goal_slots", [(), (0, 0)])
 def test_a_beam_that_prunes_nothing_finds_every_plan_in_order(
-    goal_slots: tuple[int, ...], objective: Likelihood | Goal, window: int, keep: int
+    goal_slots: tuple[int, ...], objective: Likelihood, window: int, keep: int
 ) -> None:
     layout = TokenLayout(1, 1, 3, goal_slots)
     model, past = random_model(layout, seed=3), [0, 1]
@@ -150,7 +158,12 @@ def test_a_beam_that_prunes_nothing_finds_every_plan_in_order(
 
 
 def greedy_beams(
-    model: TrajectoryTransformer, context: list[int], settings: SearchSettings, window: int, keep: int
+    model: TrajectoryTransformer,
+    context: list[int],
+    settings: SearchSettings,
+    window: int,
+    keep: int,
+    kinds: frozenset[Kind],
 ) -> list[tuple[float, tuple[int, ...]]]:
     """The likelihood beam search token by token, without a cache, for one episode."""
     layout, uncached = model.layout, Uncached(model, window, keep)
@@ -162,7 +175,11 @@ def greedy_beams(
             if stopped:
                 candidates.append((score, visible, (*plan, layout.stop_token), True))
                 continue
-            for token, log_prob in enumerate(uncached.log_probs(visible, slot)):
+            log_probs = uncached.log_probs(visible, slot)
+            choices = list(enumerate(log_probs))
+            if layout.kinds[slot] not in kinds:
+                choices = [(max(range(len(log_probs)), key=lambda k: log_probs[k]), 0.0)]
+            for token, log_prob in choices:
                 ends = token == layout.stop_token
                 fed = visible if ends else uncached.feed(visible, token)
                 candidates.append((score + log_prob, fed, (*plan, token), ends))
@@ -171,18 +188,20 @@ def greedy_beams(
     return [(score, plan) for score, _, plan, _ in beams]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("decoder", ["native", "eager"])
+@pytest.mark.parametrize("objective", [Likelihood(), Everything()])
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("window", "keep", "max_context"), [(4, 3, 3), (3, 1, 2), (3, 2, 3)])
 def test_pruned_likelihood_search_equals_the_uncached_one(
-    seed: int, window: int, keep: int, max_context: int
+    objective: Likelihood, seed: int, window: int, keep: int, max_context: int, decoder: str
 ) -> None:
     model, past = random_model(SMALL, seed), [seed % max_context, max_context - 1]
     settings = SearchSettings(horizon=4, beam_width=5, n_expand=1)
     tokens = contexts(SMALL, past, max_context, seed)
-    plans = search_by_token(model, Likelihood(), settings, tokens, past, max_context, window, keep)
+    plans = search_by_token(model, objective, settings, tokens, past, max_context, window, keep, decoder)
     for e, count in enumerate(past):
         seen = tokens[e, tokens.shape[1] - count * SMALL.slots - SMALL.observation_dim :].tolist()
-        expected = greedy_beams(model, seen, settings, window, keep)
+        expected = greedy_beams(model, seen, settings, window, keep, objective.kinds)
         torch.testing.assert_close(plans.scores[e].tolist(), [score for score, _ in expected])
         assert plans.tokens[e].flatten(1).tolist() == [list(plan) for _, plan in expected]
 

@@ -36,9 +36,9 @@ def bins(
     config = _config(dataset, overrides or [])
     choices = _choices(counts)
     folder = out or Path(config.resources.storage) / "bins" / safe_name(config.dataset.id)
-    _make(folder)
     with console.status(f"reading {config.dataset.id}"):
         episodes = Line(config, Bars()).episodes
+    _make(folder)
     with Bars().stage("fitting bins", len(choices)) as update:
         table = reconstruction_table(episodes, config.dataset, choices, lambda done: update(done, ""))
     with whole_file(folder / "bins.parquet") as file:

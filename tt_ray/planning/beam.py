@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tt_ray.data.tokens import TokenLayout
 from tt_ray.planning.expansions import (
     ByToken,
     ByTransition,
+    CandidateDecoder,
     Decoder,
     SearchSettings,
     TokenDecoder,
@@ -69,12 +71,11 @@ class BeamSearch:
 
     def _expansion(self, decoder: Decoder | TokenDecoder) -> ByTransition | ByToken:
         if self.objective.expansion == "token":
-            assert isinstance(decoder, TokenDecoder)
-            return ByToken(decoder, self.settings, self.layout)
-        if isinstance(decoder, TokenDecoder):
+            return ByToken(cast(TokenDecoder, decoder), self.settings, self.layout)
+        if isinstance(decoder, CandidateDecoder):
             values = (self.reward_values, self.value_values)
             decoder = Transitionwise(decoder, self.settings, self.layout, *values)
-        return ByTransition(decoder, self.settings)
+        return ByTransition(cast(Decoder, decoder), self.settings)
 
     def _blank_after_stop(self, tokens: Tensor) -> Tensor:
         stop = self.layout.stop_token

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tt_ray.config import DecoderName, PlannerConfig
 from tt_ray.model.cache import SearchCache
-from tt_ray.model.native import NativeCache, NativeUnavailableError
+from tt_ray.model.native import NativeCache, NativeTokenCache, NativeUnavailableError
 from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.planning.beam import BeamSearch, Plans
 from tt_ray.planning.expansions import Decoder, SearchSettings, TokenDecoder, Uniforms
@@ -49,37 +49,35 @@ def make_searcher(
     runs in its place.
     """
     window, keep = planner.resolve_window(model.config.context_transitions)
-    by_token = objective.expansion == "token"
     sizes: dict[str, Any] = {
         "episodes": episodes,
         "beams": planner.beam_width,
-        "copies": 1 if by_token else planner.n_expand,
         "horizon": planner.horizon,
         "max_context_transitions": planner.max_context_transitions,
         "window": window,
         "keep": keep,
     }
-
     filters: dict[str, Any] = {"k_act": planner.k_act, "cdf_act": planner.cdf_act, "k_obs": planner.k_obs}
     settings = SearchSettings(planner.horizon, planner.beam_width, planner.n_expand, **filters)
     search = BeamSearch(model.layout, settings, objective, reward_values, value_values)
-    on_gpu = model.head.device.type == "cuda"
-    if by_token:
-        sizes["by_token"] = True
-        decoder = "eager" if decoder == "native" or (decoder == "auto" and not on_gpu) else decoder
+    on_gpu, by_token = model.head.device.type == "cuda", objective.expansion == "token"
     if decoder == "native" or (decoder == "auto" and not on_gpu):
-        bin_values: dict[str, Any] = {"reward_values": reward_values, "value_values": value_values}
         try:
-            return _bind("native", search, NativeCache(model, **sizes, **filters, **bin_values))
+            if by_token:
+                return _bind("native", search, NativeTokenCache(model, **sizes))
+            bin_values: dict[str, Any] = {"reward_values": reward_values, "value_values": value_values}
+            cache = NativeCache(model, copies=planner.n_expand, **sizes, **filters, **bin_values)
+            return _bind("native", search, cache)
         except NativeUnavailableError as reason:
             logger.warning("planning runs in plain PyTorch, several times slower: %s", reason)
             decoder = "eager"
+    sizes |= {"copies": 1, "by_token": True} if by_token else {"copies": planner.n_expand}
     if decoder == "eager":
         return _bind("eager", search, SearchCache(model, **sizes))
-    cache = SearchCache(model, **sizes, compiled=True)
+    compiled = SearchCache(model, **sizes, compiled=True)
     if on_gpu and decoder != "compiled":
-        return Searcher("graphs", cache, GraphedSearch(search, cache).run, flexible=False)
-    return _bind("compiled", search, cache)
+        return Searcher("graphs", compiled, GraphedSearch(search, compiled).run, flexible=False)
+    return _bind("compiled", search, compiled)
 
 
 def _bind(name: Any, search: BeamSearch, decoder: Decoder | TokenDecoder) -> Searcher:

@@ -62,9 +62,8 @@ class Decoder(Protocol):
         ...
 
 
-@runtime_checkable
 class TokenDecoder(Protocol):
-    """The model as the search sees it, a token at a time; `tt_ray.model.cache.SearchCache` is one."""
+    """The model as the search sees it, a token at a time; `tt_ray.model.native.NativeTokenCache` is one."""
 
     slid_tokens: int
     """Tokens fed again so far because a window was full."""
@@ -72,6 +71,23 @@ class TokenDecoder(Protocol):
     def open(self, tokens: Tensor, past: Sequence[int]) -> Tensor:
         """Contexts [E, G + P] as `Decoder.open` takes them -> logits [E, V + 1] of the first action token."""
         ...
+
+    def select(self, parents: Tensor) -> None:
+        """The candidates [E, B], numbered beam * n + copy, become the beams."""
+        ...
+
+    def extend_beams(self, tokens: Tensor) -> Tensor:
+        """Each beam's next token [E, B] -> logits [E, B, V + 1] of the one after."""
+        ...
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """The last value tokens [E, B] -> tokens [E, B, H, D] of every beam's plan."""
+        ...
+
+
+@runtime_checkable
+class CandidateDecoder(TokenDecoder, Protocol):
+    """One that tries several copies of a beam before it chooses; `tt_ray.model.cache.SearchCache` is one."""
 
     def extend_candidates(self, tokens: Tensor) -> Tensor:
         """Each candidate's next token [E, B, n] -> logits [E, B, n, V + 1] of the one after."""
@@ -85,18 +101,6 @@ class TokenDecoder(Protocol):
     @property
     def present_observations(self) -> Tensor:
         """Tokens [E, B, N] of the observation that each beam has reached."""
-        ...
-
-    def select(self, parents: Tensor) -> None:
-        """The candidates [E, B], numbered beam * n + copy, become the beams."""
-        ...
-
-    def extend_beams(self, tokens: Tensor) -> Tensor:
-        """Each beam's next token [E, B] -> logits [E, B, V + 1] of the one after."""
-        ...
-
-    def finish(self, tokens: Tensor) -> Tensor:
-        """The last value tokens [E, B] -> tokens [E, B, H, D] of every beam's plan."""
         ...
 
 
@@ -207,11 +211,11 @@ class ByToken:
 
 
 class Transitionwise:
-    """A `Decoder` made of a `TokenDecoder`, for the settings of a search."""
+    """A `Decoder` made of a `CandidateDecoder`, for the settings of a search."""
 
     def __init__(
         self,
-        tokens: TokenDecoder,
+        tokens: CandidateDecoder,
         settings: SearchSettings,
         layout: TokenLayout,
         reward_values: Tensor,

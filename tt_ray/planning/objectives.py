@@ -211,14 +211,19 @@ class QValue(_Plain):
         return self.critic.q(states[:, None].expand(-1, actions.shape[1], -1), moves)
 
 
-class _LogLikelihood(_Plain):
-    """Log-probability of the tokens of some kinds; of others the likeliest is taken, and costs nothing."""
+@register("likelihood")
+class Likelihood(_Plain):
+    """Imitation: the likeliest observations and actions (Janner et al. 2021, section 3.2).
+
+    Rewards and values are no part of what is imitated: those tokens are the likeliest, and cost nothing.
+    """
 
     expansion: ClassVar[Literal["token"]] = "token"
-    kinds: ClassVar[frozenset[Kind]]
+    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.OBSERVATION, Kind.ACTION})
+    """What counts."""
 
     @classmethod
-    def make(cls, parts: Parts) -> _LogLikelihood:
+    def make(cls, parts: Parts) -> Likelihood:
         """Nothing is needed but the model."""
         return cls()
 
@@ -232,18 +237,10 @@ class _LogLikelihood(_Plain):
         return extended, extended
 
 
-@register("likelihood")
-class Likelihood(_LogLikelihood):
-    """Imitation: the most likely continuation, all of it (Janner et al. 2021, section 3.2)."""
-
-    kinds = frozenset(Kind)
-
-
 @register("goal")
-class Goal(_LogLikelihood):
-    """Goal-reaching: the most likely way to the goal that stands before the trajectory; rewards unused."""
+class Goal(Likelihood):
+    """Goal-reaching: the likeliest way to the goal that stands before the trajectory."""
 
-    kinds = frozenset({Kind.OBSERVATION, Kind.ACTION})
     uses_goal: ClassVar[bool] = True
 
 
