@@ -30,6 +30,8 @@ from tt_ray.tracking import MlflowTracker
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
 QUICK = ("bins", "tuning")  # a grid; Optuna, stopped early by validation loss
+PLANNERS = ("imitation", "goal_reaching", "pointmaze_q", "antmaze")
+MAZES = ("goal_reaching", "pointmaze_q")
 PARTS = ("", "_observation", "_action", "_reward", "_value")
 CURVES = {
     *(f"{kind}/loss{part}" for kind in ("train", "val") for part in PARTS),
@@ -65,6 +67,20 @@ class Ended:
     def own(self) -> Path:
         """The sweep's folder in the storage."""
         return self.folder / "runs" / "sweeps" / safe_name(self.sweep.base.name)
+
+    @property
+    def stem(self) -> str:
+        """What the episodes are judged by: scores, unless the file says that there may be none."""
+        return "return" if self.sweep.search.metric.name.startswith("return/") else "score"
+
+    def expected(self, metrics: set[str]) -> set[str]:
+        """Those of `metrics` that every trial has, whatever its data."""
+        return {name for name in metrics if self.stem == "score" or not name.startswith("score/")}
+
+    def confirmed(self, row: pd.Series) -> str:
+        """What a winner's fresh episodes are judged by: scores where there are any."""
+        scored = "score/mean" in row and math.isfinite(row["score/mean"])
+        return "score" if scored else "episode_return"
 
     @property
     def client(self) -> MlflowClient:
@@ -151,10 +167,11 @@ def check_table(ended: Ended, trials: int, seeds: int) -> None:
     assert len(finished) > 0
     assert (finished["seeds"] == seeds).all()
     assert (finished["episodes"] == seeds * ended.sweep.base.evaluation.episodes).all()
-    for metric in TABLE:
+    for metric in ended.expected(TABLE):
         assert finished[metric].map(math.isfinite).all(), metric
-    assert (finished["score/ci_low"] <= finished["score/mean"]).all()
-    assert (finished["score/mean"] <= finished["score/ci_high"]).all()
+    stem = ended.stem
+    assert (finished[f"{stem}/ci_low"] <= finished[f"{stem}/mean"]).all()
+    assert (finished[f"{stem}/mean"] <= finished[f"{stem}/ci_high"]).all()
     rivals = table.groupby("case")["trial"].transform("size") > 1
     winners = table[table["confirmed/mean"].map(math.isfinite)]
     assert len(winners) == table[rivals]["case"].nunique()
@@ -162,18 +179,22 @@ def check_table(ended: Ended, trials: int, seeds: int) -> None:
 
 
 def check_episodes(ended: Ended, finished: pd.DataFrame, winners: pd.DataFrame, seeds: int) -> None:
-    """The episodes' own table: the scores in it are those of the trials."""
-    episodes = pd.read_parquet(ended.own / "episodes.parquet")
-    assert episodes["score"].map(math.isfinite).all()
+    """The episodes' own table: the scores, or else returns, in it are those of the trials."""
+    episodes, stem = pd.read_parquet(ended.own / "episodes.parquet"), ended.stem
+    value = {"score": "score", "return": "episode_return"}[stem]
+    assert episodes[value].map(math.isfinite).all()
+    recorded = len(ended.sweep.base.evaluation.record)
+    assert {len(point) for path in episodes["path"] for point in path} == ({recorded} if recorded else set())
     fresh, played = episodes[episodes["fresh"]], episodes[~episodes["fresh"]]
     assert set(fresh["trial"]) == set(winners["trial"])
     assert len(fresh) == 2 * seeds * len(winners)
     assert set(fresh["seed"]).isdisjoint(played["seed"])
-    means = played.groupby("trial_index")["score"].mean()
+    means = played.groupby("trial_index")[value].mean()
     for _, row in finished.iterrows():
-        assert means[row["index"]] == pytest.approx(row["score/mean"])
+        assert means[row["index"]] == pytest.approx(row[f"{stem}/mean"])
     for _, row in winners.iterrows():
-        assert fresh[fresh["trial"] == row["trial"]]["score"].mean() == pytest.approx(row["confirmed/mean"])
+        confirmed = ended.confirmed(row)
+        assert fresh[fresh["trial"] == row["trial"]][confirmed].mean() == pytest.approx(row["confirmed/mean"])
 
 
 def check_parent(ended: Ended, parent: Run, trials: int) -> None:
@@ -188,7 +209,8 @@ def check_parent(ended: Ended, parent: Run, trials: int) -> None:
     if len(ended.sweep.case_names) == 1:
         best = table[table["confirmed/mean"].notna()].iloc[0]
         assert metrics[f"best/{search.metric.name}"] == pytest.approx(best[search.metric.name])
-        assert metrics["confirmed/score/mean"] == pytest.approx(best["confirmed/mean"])
+        stem = "score" if "best/score/mean" in metrics else "return"
+        assert metrics[f"confirmed/{stem}/mean"] == pytest.approx(best["confirmed/mean"])
     files = ended.artifacts(parent)
     assert files >= {"sweep.yaml", "trials.parquet", "results.md", "episodes.parquet", "figures"}
     figures = {"figures/learning-curves.png"}
@@ -223,7 +245,7 @@ def check_cell(ended: Ended, run: Run) -> None:
     for key in ended.sweep.search.parameters:
         assert yaml.safe_load(params[key]) == row[key] or (params[key] == "None" and pd.isna(row[key])), key
     assert params["seed"] == tags["seed"]
-    wanted = CURVES | (PLAYED if row["status"] == "finished" else set())
+    wanted = CURVES | (ended.expected(PLAYED) if row["status"] == "finished" else set())
     assert metrics.keys() >= wanted, wanted - metrics.keys()
     assert {name for name, value in metrics.items() if not math.isfinite(value)} == set()
     history = ended.client.get_metric_history(run.info.run_id, "val/loss")
@@ -286,6 +308,30 @@ def check_benchmark(ended: Ended) -> None:
     assert means == pytest.approx(ended.table.set_index("case")["score/mean"].to_dict())
 
 
+def check_planners(ended: Ended) -> None:
+    """Planners beside each other and beside the data, on real episodes."""
+    analyse(ended, "objectives.py", {"returns"})
+    table = pd.read_parquet(ended.folder / "analysis" / "objectives.parquet")
+    trials, data = table[table["kind"] == "trial"], table[table["kind"] == "data"]
+    assert trials["return"].tolist() == pytest.approx(
+        ended.table.set_index("trial").loc[trials["trial"], "return/mean"].tolist()
+    )
+    assert set(data["task"]) == {trial.config.dataset.id for trial in ended.sweep.trials()}
+    assert data["return"].map(math.isfinite).all()
+    objectives = {trial.config.planner.objective for trial in ended.sweep.trials()}
+    assert objectives <= set(trials["objective"])
+
+
+def check_paths(ended: Ended) -> None:
+    """Where the best trials' episodes went, over the walls."""
+    analyse(ended, "maze_paths.py", set())
+    table = pd.read_parquet(ended.folder / "analysis" / "paths.parquet")
+    shares = table.groupby("trial")["reached"].mean()
+    assert len(shares) == len(ended.sweep.case_names)
+    for trial, returns in ended.table.set_index("trial").loc[shares.index, "return/mean"].items():
+        assert shares[trial] == pytest.approx(returns)  # a goal is rewarded with 1
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("name", QUICK)
 def test_a_shipped_sweep_in_small(name: str, run: Callable[[str], Ended]) -> None:
@@ -301,6 +347,10 @@ def test_every_shipped_sweep_in_small_and_its_report(name: str, run: Callable[[s
     check_report(ended)
     if name == "locomotion":
         check_benchmark(ended)
+    if name in PLANNERS:
+        check_planners(ended)
+    if name in MAZES:
+        check_paths(ended)
 
 
 @pytest.mark.ray

@@ -10,14 +10,14 @@ from matplotlib.image import imread
 from tt_ray.config import DatasetConfig, DiscretizerConfig
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec, Episodes
-from tt_ray.data.tokens import fit_tokens
+from tt_ray.data.tokens import fit_tokens, token_columns
 from tt_ray.data.windows import split_episodes
 from tt_ray.errors import UserError
 from tt_ray.evaluation.reconstruction import (
+    column_names,
     overview,
     reconstruction_errors,
     reconstruction_table,
-    token_columns,
 )
 from tt_ray.evaluation.reconstruction_figures import reconstruction_figure
 
@@ -75,17 +75,17 @@ def test_columns_are_those_that_become_tokens() -> None:
     episodes = make_episodes()
     for changes in ({}, {"terminal_penalty": -50.0}, {"delayed_rewards": True, "discount": 0.9}):
         dataset = DatasetConfig(id=DATA.id, **changes)  # type: ignore[arg-type]
-        columns, names = token_columns(episodes, dataset)
+        columns = token_columns(episodes, dataset)
         tokens, bins, _ = fit_tokens(episodes, dataset, DiscretizerConfig(num_bins=50))
         assert (bins.encode(columns) == tokens).all()
-        assert names == ["observation 0", "observation 1", "action 0", "reward", "value"]
+        assert column_names(episodes) == ["observation 0", "observation 1", "action 0", "reward", "value"]
 
 
 def test_bins_are_fitted_to_training_episodes_and_measured_on_the_others() -> None:
     episodes = make_episodes()
     table = reconstruction_table(episodes, DATA, BINS)
     assert len(table) == len(BINS) * 5
-    columns, _ = token_columns(episodes, DATA)
+    columns = token_columns(episodes, DATA)
     train, held_out = split_episodes(10, 0.4, 0)
     rows = {n: np.concatenate([np.arange(e * 30, e * 30 + 30) for e in n_episodes])
             for n, n_episodes in (("train", train), ("held", held_out))}  # fmt: skip
@@ -120,7 +120,7 @@ def test_the_terminal_penalty_keeps_its_own_bin() -> None:
     dataset = DatasetConfig(id=DATA.id, validation_fraction=0.4, terminal_penalty=-1000.0)
     table = reconstruction_table(episodes, dataset, [DiscretizerConfig(strategy="uniform", num_bins=32)])
     reward = table[table["kind"] == "reward"].iloc[0]
-    scale = token_columns(episodes, dataset)[0][:, 3].std()
+    scale = token_columns(episodes, dataset)[:, 3].std()
     assert reward["max_error"] * scale < 1.0  # one bin of the ordinary rewards at most, not of a thousand
 
 

@@ -102,17 +102,21 @@ def fit_tokens(
         goal_slots=goal_slots(goal, spec),
         partial=dataset.hidden_fraction > 0,
     )
-    rewards = treat_rewards(episodes, dataset).rewards
-    values = discounted_values(episodes, rewards, dataset.discount)
-    columns = np.concatenate(
-        [episodes.observations, episodes.actions, rewards[:, None], values[:, None]], axis=1, dtype=np.float32
-    )
+    columns = token_columns(episodes, dataset)
     reserved = {} if dataset.terminal_penalty is None else {layout.reward_slot: dataset.terminal_penalty}
     bins = Discretizer.fit(
         columns, strategy=discretizer.strategy, num_bins=discretizer.num_bins, reserved=reserved
     )
     tokens = bins.encode(columns)
     return (_hide(tokens, layout, dataset) if layout.partial else tokens), bins, layout
+
+
+def token_columns(episodes: Episodes, dataset: DatasetConfig) -> NDArray[np.float32]:
+    """What becomes tokens, [T, D]: rewards as they are learned from, and their values."""
+    rewards = treat_rewards(episodes, dataset).rewards
+    values = discounted_values(episodes, rewards, dataset.discount)
+    parts = [episodes.observations, episodes.actions, rewards[:, None], values[:, None]]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _hide(tokens: NDArray[np.integer], layout: TokenLayout, dataset: DatasetConfig) -> NDArray[np.integer]:

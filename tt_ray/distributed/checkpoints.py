@@ -10,7 +10,7 @@ from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict
 from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint, last_checkpoint, load_checkpoint
-from tt_ray.model.critic import load_critic
+from tt_ray.model.critic import load_critic, require_same_data
 
 SECTIONS = ("planner", "evaluation", "resources", "tracking", "name")
 """What `evaluate` may change: the model and its data are as they were trained."""
@@ -60,6 +60,8 @@ def load_for_evaluation(
     slots = {key: value for key, value in resources.items() if key == "episodes_per_actor"}
     here = {"seeds": [seed], "resources": slots, "tracking": {**tracking, "uri": None}}
     if critic is not None:
-        settings["critic"] = to_dict(load_critic(critic).config)
+        scorer = load_critic(critic)
+        require_same_data(scorer, checkpoint.spec)
+        settings["critic"] = to_dict(scorer.config)
     config = experiment_from_dict({**settings, **here}, source=str(path / "config.json"))
     return apply_overrides(config, overrides, SECTIONS), checkpoint.spec, seed

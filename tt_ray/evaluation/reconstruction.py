@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from tt_ray.config import DatasetConfig, DiscretizerConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import Episodes, discounted_values, treat_rewards
+from tt_ray.data.episodes import Episodes
+from tt_ray.data.tokens import token_columns
 from tt_ray.data.windows import split_episodes
 from tt_ray.errors import UserError
 
@@ -48,7 +49,7 @@ def reconstruction_table(
             f"{dataset.id}: no episode is held out to measure the bins on: it takes two episodes at least, "
             "and dataset.validation_fraction above 0"
         )
-    columns, names = token_columns(episodes, dataset)
+    columns, names = token_columns(episodes, dataset), column_names(episodes)
     scale = columns.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1.0
     fitted_to, compared = columns[_rows(episodes, train)], columns[_rows(episodes, held_out)]
@@ -107,15 +108,11 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def token_columns(episodes: Episodes, dataset: DatasetConfig) -> tuple[NDArray[np.float32], list[str]]:
-    """What becomes tokens, [T, D], and each column's name; rewards and values as they are learned from."""
+def column_names(episodes: Episodes) -> list[str]:
+    """Of each token of a transition, [D]."""
     spec = episodes.spec
-    rewards = treat_rewards(episodes, dataset).rewards
-    values = discounted_values(episodes, rewards, dataset.discount)
-    parts = [episodes.observations, episodes.actions, rewards[:, None], values[:, None]]
-    names = [f"observation {i}" for i in range(spec.observation_dim)]
-    names += [f"action {i}" for i in range(spec.action_dim)]
-    return np.concatenate(parts, axis=1, dtype=np.float32), [*names, "reward", "value"]
+    observations = [f"observation {i}" for i in range(spec.observation_dim)]
+    return [*observations, *(f"action {i}" for i in range(spec.action_dim)), "reward", "value"]
 
 
 def _rows(episodes: Episodes, chosen: Iterable[int]) -> NDArray[np.int64]:
