@@ -197,7 +197,8 @@ def _difference(reference: Side, side: Side) -> dict[str, Any]:
 def _data_rows(facts: Facts | None) -> list[dict[str, Any]]:
     if facts is None:
         return []
-    own = {"episodes": facts.episodes, "return": facts.mean_return, "score": facts.score, "of_data": 100.0}
+    whole = _per_cent(facts.mean_return, facts.mean_return)
+    own = {"episodes": facts.episodes, "return": facts.mean_return, "score": facts.score, "of_data": whole}
     return [{"kind": DATA, "trial": "the data itself", **own}]
 
 

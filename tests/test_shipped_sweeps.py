@@ -24,7 +24,8 @@ import published
 FOLDER = Path(__file__).parents[1] / "sweeps"
 FILES = sorted(FOLDER.glob("*.yaml"))
 QUICKSTART = FOLDER / "quickstart.yaml"
-STUDIES = [file for file in FILES if file != QUICKSTART]
+PREDICTION = FOLDER / "prediction.yaml"  # for `tt-ray predict`
+STUDIES = [file for file in FILES if file not in (QUICKSTART, PREDICTION)]
 SIZES = {  # trials, training seeds, episodes of each
     "action_filters": (24, 2, 10),
     "antmaze": (5, 5, 20),

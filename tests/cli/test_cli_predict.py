@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from commands import Outcome, recorded, train_here, training_job, write_data, write_file
+
+from tt_ray.config import ResourcesConfig
+from tt_ray.distributed import cluster
+from tt_ray.distributed.cluster import Allocation
 
 Command = Callable[..., Outcome]
 Refused = Callable[..., str]
@@ -20,7 +25,18 @@ TINY = {
 }
 
 
-@pytest.mark.ray
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one worker computes, it computes in this process: Ray has nothing to do."""
+
+    @contextmanager
+    def connect(resources: ResourcesConfig) -> Iterator[Allocation]:
+        yield Allocation()
+
+    monkeypatch.setattr(cluster, "connect", connect)
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_a_file_and_then_its_model(here: Path, store: str, command: Command) -> None:
     """The tables come out; the model's own folder gives the same study, with everything reused."""
     write_data([recorded(12, seed) for seed in range(12)])

@@ -28,7 +28,7 @@ from tt_ray.sweep_file import Sweep, load_sweep
 from tt_ray.tracking import MlflowTracker
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
+FILES = sorted({path.stem for path in (ROOT / "sweeps").glob("*.yaml")} - {"prediction"})  # no sweep
 QUICK = ("bins", "tuning")  # a grid; Optuna, stopped early by validation loss
 PLANNERS = ("imitation", "goal_reaching", "pointmaze_q", "antmaze")
 MAZES = ("goal_reaching", "pointmaze_q")

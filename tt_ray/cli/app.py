@@ -69,7 +69,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a file that may not be written
         _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     if code == INTERRUPTED:
-        resumes = sys.argv[1:2] in (["run"], ["train"], ["sweep"])
+        resumes = sys.argv[1:2] in (["run"], ["train"], ["sweep"], ["predict"])
         again = "the same command with --resume" if resumes else "the same command"
         errors.print(f"tt-ray: interrupted; {again} goes on from here", soft_wrap=True, highlight=False)
     sys.exit(code)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tt_ray.distributed.stages import Stage, StageStore
 
 store_app = typer.Typer(
-    help="List and prune what has been computed once: tokens, models, critics, evaluations.",
+    help="List and prune what has been computed once: tokens, models, critics, dynamics, evaluations.",
     no_args_is_help=True,
 )
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -34,7 +34,7 @@ SHORT_KEY = 8  # digits of a key that is only referred to
 
 Storage = Annotated[Path, typer.Option(help="The storage folder (resources.storage).")]
 Kind = Annotated[
-    list[str] | None, typer.Option(help="Only this kind: tokens, models, critics or evaluations.")
+    list[str] | None, typer.Option(help="Only this kind: tokens, models, critics, dynamics or evaluations.")
 ]
 
 

@@ -159,7 +159,9 @@ def state_strip(
         for axes in panels[len(names) :]:
             axes.set_axis_off()
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=SMALL)
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=len(labels), fontsize=SMALL, frameon=False
+        )
         figure.supxlabel("steps predicted (bands: 50 % and 90 % of the rollouts)", fontsize=SMALL)
 
 

@@ -49,6 +49,7 @@ def likelihood_figure(table: pd.DataFrame, path: Path, title: str) -> None:
         if ended:
             panels[1, 0].set(ylabel="rollouts alive", ylim=(-0.03, 1.03))
         panels[-1, 0].set(xlabel="steps predicted", xlim=(1, max(2, table["step"].max())))
+        panels[-1, 0].xaxis.get_major_locator().set_params(integer=True)
         for axes in panels.flat:
             tidy(axes)
 
