@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tt_ray.config import flatten, to_dict
-from tt_ray.distributed.sweeps.checks import Flags, check_sweep
+from tt_ray.distributed.sweeps.checks import Flags, Silent, check_sweep
 from tt_ray.distributed.sweeps.driver import run_sweep
 from tt_ray.experiment_file import load_experiment
 from tt_ray.search import Values, safe_name
@@ -77,11 +76,6 @@ class Ended:
         """Those of `metrics` that every trial has, whatever its data."""
         return {name for name in metrics if self.stem == "score" or not name.startswith("score/")}
 
-    def confirmed(self, row: pd.Series) -> str:
-        """What a winner's fresh episodes are judged by: scores where there are any."""
-        scored = "score/mean" in row and math.isfinite(row["score/mean"])
-        return "score" if scored else "episode_return"
-
     @property
     def client(self) -> MlflowClient:
         """MLflow as the sweep left it."""
@@ -102,17 +96,6 @@ class Ended:
         return {item.path for item in self.client.list_artifacts(run.info.run_id, folder)}
 
 
-class Quiet:
-    """Progress that nobody looks at."""
-
-    @contextmanager
-    def stage(self, title: str, total: int) -> Any:
-        yield lambda done, message: None
-
-    def note(self, message: str) -> None:
-        pass
-
-
 @pytest.fixture
 def run(ray_local: None, here: Path, store: str) -> Callable[[str], Ended]:
     """Run the small version of a shipped file in this process."""
@@ -120,7 +103,7 @@ def run(ray_local: None, here: Path, store: str) -> Callable[[str], Ended]:
     def small(name: str) -> Ended:
         sweep = smoke(load_sweep(ROOT / "sweeps" / f"{name}.yaml"))
         study = check_sweep(sweep, Flags())
-        outcome = run_sweep(study, MlflowTracker(store, sweep.base.name), Flags(), Quiet())
+        outcome = run_sweep(study, MlflowTracker(store, sweep.base.name), Flags(), Silent())
         assert outcome.problems == []
         assert not outcome.cancelled
         return Ended(sweep, here, store)
@@ -193,8 +176,9 @@ def check_episodes(ended: Ended, finished: pd.DataFrame, winners: pd.DataFrame, 
     for _, row in finished.iterrows():
         assert means[row["index"]] == pytest.approx(row[f"{stem}/mean"])
     for _, row in winners.iterrows():
-        confirmed = ended.confirmed(row)
-        assert fresh[fresh["trial"] == row["trial"]][confirmed].mean() == pytest.approx(row["confirmed/mean"])
+        mine = fresh[fresh["trial"] == row["trial"]]
+        judged = "score" if mine["score"].notna().all() else "episode_return"
+        assert mine[judged].mean() == pytest.approx(row["confirmed/mean"])
 
 
 def check_parent(ended: Ended, parent: Run, trials: int) -> None:
@@ -313,23 +297,20 @@ def check_planners(ended: Ended) -> None:
     analyse(ended, "objectives.py", {"returns"})
     table = pd.read_parquet(ended.folder / "analysis" / "objectives.parquet")
     trials, data = table[table["kind"] == "trial"], table[table["kind"] == "data"]
-    assert trials["return"].tolist() == pytest.approx(
-        ended.table.set_index("trial").loc[trials["trial"], "return/mean"].tolist()
-    )
-    assert set(data["task"]) == {trial.config.dataset.id for trial in ended.sweep.trials()}
+    means, configs = ended.table.set_index("trial")["return/mean"], [t.config for t in ended.sweep.trials()]
+    assert trials.set_index("trial")["return"].to_dict() == pytest.approx(means.to_dict())
+    assert set(data["task"]) == {config.dataset.id for config in configs}
     assert data["return"].map(math.isfinite).all()
-    objectives = {trial.config.planner.objective for trial in ended.sweep.trials()}
-    assert objectives <= set(trials["objective"])
+    assert {config.planner.objective for config in configs} <= set(trials["objective"])
 
 
 def check_paths(ended: Ended) -> None:
-    """Where the best trials' episodes went, over the walls."""
+    """Where the best trials' episodes went, over the walls; a goal is rewarded with 1."""
     analyse(ended, "maze_paths.py", set())
     table = pd.read_parquet(ended.folder / "analysis" / "paths.parquet")
-    shares = table.groupby("trial")["reached"].mean()
+    shares, means = table.groupby("trial")["reached"].mean(), ended.table.set_index("trial")["return/mean"]
     assert len(shares) == len(ended.sweep.case_names)
-    for trial, returns in ended.table.set_index("trial").loc[shares.index, "return/mean"].items():
-        assert shares[trial] == pytest.approx(returns)  # a goal is rewarded with 1
+    assert shares.to_dict() == pytest.approx(means[shares.index].to_dict())
 
 
 @pytest.mark.ray
