@@ -31,7 +31,10 @@ PARAMETER_FAULTS = [
         "planner.horizont: {values: [5]}",
         "5: {key}: unknown key planner.horizont; did you mean planner.horizon?",
     ),
-    ("horizon: {values: [5]}", "5: {key}: unknown key horizon; did you mean planner.horizon?"),
+    (
+        "horizon: {values: [5]}",
+        "5: {key}: unknown key horizon; did you mean planner.horizon or prediction.horizon?",
+    ),
     ("planner: {values: [5]}", "5: {key}: is a section; name one of its keys, as in planner.key"),
     ("planner: {horizon: {values: [5]}}", "5: {key}: is a section; name one of its keys, as in planner.key"),
     (

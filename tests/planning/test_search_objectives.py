@@ -295,7 +295,7 @@ def score_by_hand(
 
 
 def test_one_class_and_one_line_make_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_objectives.py").write_text(
+    (tmp_path / "objectives_of_a_test.py").write_text(
         "from tt_ray.planning.objectives import Return, register\n\n\n"
         "@register('last-value')\n"
         "class LastValue(Return):\n"
@@ -303,7 +303,7 @@ def test_one_class_and_one_line_make_an_objective(tmp_path: Path, monkeypatch: p
         "        return totals, candidates.value\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert find_objective("my_objectives:last-value").__name__ == "LastValue"
+    assert find_objective("objectives_of_a_test:last-value").__name__ == "LastValue"
     assert find_objective("last-value").expansion == "transition"
     del OBJECTIVES["last-value"]
 
