@@ -46,7 +46,7 @@ def nowhere() -> str:
     [
         ("planer.horizon=5", ("unknown key planer.horizon", "did you mean planner.horizon?")),
         ("planner.horzion=5", ("unknown key planner.horzion", "did you mean planner.horizon?")),
-        ("horizon=5", ("did you mean planner.horizon?",)),
+        ("horizon=5", ("did you mean planner.horizon",)),
         ("planner.horizon=five", ('planner.horizon: expected a whole number, found text "five"',)),
         ("planner.horizon=2.5", ("planner.horizon: expected a whole number, found 2.5",)),
         ("training.learning_rate=.nan", ("training.learning_rate", "not finite")),

@@ -160,7 +160,10 @@ def collect(
 
 def method_of(config: CollectConfig) -> Method[Any]:
     """What `config.method` names; `UserError` unless it can act in the environment."""
-    return Waypoints(config) if config.method == "waypoints" else RandomSearch(config)
+    if config.method == "waypoints":
+        return Waypoints(config)
+    environment(config)  # which says what is wrong with it, if anything is
+    return RandomSearch(config)
 
 
 class RandomSearch:
