@@ -384,6 +384,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "planner.cdf_act": (None, EVALUATION),
     "planner.k_obs": (2, EVALUATION),
     "planner.plan_every": (2, EVALUATION),
+    "planner.execute": ("means", EVALUATION),
     "planner.max_context_transitions": (4, EVALUATION),
     "planner.window": (5, EVALUATION),
     "planner.keep": (2, EVALUATION),

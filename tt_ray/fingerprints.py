@@ -72,7 +72,8 @@ def evaluation_fingerprint(
     whose values the search maximises, if any.
     """
     resources = (config.resources.episodes_per_actor, config.resources.decoder)
-    search = _without(planner, "goal" if planner.goal is None else "")
+    later = {"goal": None, "execute": "bins"}
+    search = _without(planner, *(name for name, usual in later.items() if getattr(planner, name) == usual))
     added = {"critic": critic, "record": config.evaluation.record or None}
     return fingerprint("evaluation", model, search, config.evaluation.max_steps, resources, *_given(added))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tt_ray.config.rules import at_least, each, fraction, require
 
@@ -26,6 +27,9 @@ class PlannerConfig:
     """Sample each observation token among the k most likely; 1: greedy."""
     plan_every: int = 1
     """Environment steps taken from one plan."""
+    execute: Literal["bins", "means"] = "bins"
+    """What is done of a plan: what its action tokens stand for, or the means of the distributions that these
+    were chosen from (objectives that choose single tokens: likelihood and goal)."""
     max_context_transitions: int = 5
     """Transitions given to the search: the past ones and the present, partial one."""
     window: int | None = None

@@ -32,7 +32,7 @@ from tt_ray.errors import UserError
 from tt_ray.evaluation.collect import collect, method_of
 from tt_ray.fingerprints import critic_fingerprint, model_fingerprint, tokens_fingerprint
 from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics, last_checkpoint
-from tt_ray.planning.objectives import find_objective
+from tt_ray.planning.objectives import find_objective, planned_objective
 from tt_ray.tracking import Run
 
 FEW_STEPS = 20_000
@@ -250,7 +250,7 @@ class Line:
 
 def check_objective(config: ExperimentConfig) -> None:
     """`UserError` unless the objective is known and the experiment has what it needs."""
-    kind, name = find_objective(config.planner.objective), config.planner.objective
+    kind, name = planned_objective(config.planner), config.planner.objective
     for needs, section in ((kind.uses_goal, "goal"), (kind.uses_critic, "critic")):
         if needs and getattr(config, section) is None:
             raise UserError(f"{section}: planner.objective {name} needs this section, and it is missing")

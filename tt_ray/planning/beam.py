@@ -34,13 +34,16 @@ class Plans:
     """[E, B, H, D]; from the transition that a plan stopped at, all its tokens are stop tokens."""
     scores: Tensor
     """[E, B], descending."""
+    actions: Tensor | None = None
+    """[E, B, H, M] means of the distributions that the action tokens were chosen from, if asked for."""
 
 
 class BeamSearch:
     """The search for one objective with fixed settings.
 
     `reward_values` and `value_values` [V + 1] are what the bins of the reward and value slots stand for,
-    with 0 for the stop token.
+    with 0 for the stop token; `action_values` [M, V], the same for the action slots, asks for the means of
+    the actions.
     """
 
     def __init__(
@@ -50,9 +53,11 @@ class BeamSearch:
         objective: Objective,
         reward_values: Tensor,
         value_values: Tensor,
+        action_values: Tensor | None = None,
     ) -> None:
         self.layout, self.settings, self.objective = layout, settings, objective
         self.reward_values, self.value_values = reward_values, value_values
+        self.action_values = action_values
 
     def run(
         self, decoder: Decoder | TokenDecoder, tokens: Tensor, past: Sequence[int], uniforms: Uniforms
@@ -67,11 +72,12 @@ class BeamSearch:
             scores, parents = offered.flatten(1).topk(self.settings.beam_width, dim=-1)
             totals = extended.flatten(1).gather(1, parents)
             stopped = expansion.select(parents, stopped)
-        return Plans(self._blank_after_stop(expansion.finish()), scores)
+        means = expansion.mean_actions() if isinstance(expansion, ByToken) else None
+        return Plans(self._blank_after_stop(expansion.finish()), scores, means)
 
     def _expansion(self, decoder: Decoder | TokenDecoder) -> ByTransition | ByToken:
         if self.objective.expansion == "token":
-            return ByToken(cast(TokenDecoder, decoder), self.settings, self.layout)
+            return ByToken(cast(TokenDecoder, decoder), self.settings, self.layout, self.action_values)
         if isinstance(decoder, CandidateDecoder):
             values = (self.reward_values, self.value_values)
             decoder = Transitionwise(decoder, self.settings, self.layout, *values)

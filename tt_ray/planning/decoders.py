@@ -40,10 +40,13 @@ def make_searcher(
     reward_values: Tensor,
     value_values: Tensor,
     *,
+    action_values: Tensor | None = None,
     episodes: int,
     decoder: DecoderName = "auto",
 ) -> Searcher:
     """The fastest search that runs here, for up to `episodes` at once; `decoder` asks for a certain one.
+
+    What the bins stand for is given as to `BeamSearch`.
 
     auto is native on a CPU and graphs on a GPU. Where that cannot be had, one logged line says why, and what
     runs in its place.
@@ -59,7 +62,7 @@ def make_searcher(
     }
     filters: dict[str, Any] = {"k_act": planner.k_act, "cdf_act": planner.cdf_act, "k_obs": planner.k_obs}
     settings = SearchSettings(planner.horizon, planner.beam_width, planner.n_expand, **filters)
-    search = BeamSearch(model.layout, settings, objective, reward_values, value_values)
+    search = BeamSearch(model.layout, settings, objective, reward_values, value_values, action_values)
     on_gpu, by_token = model.head.device.type == "cuda", objective.expansion == "token"
     if decoder == "native" or (decoder == "auto" and not on_gpu):
         try:

@@ -26,7 +26,7 @@ from tt_ray.planning.beam import Plans
 from tt_ray.planning.decoders import make_searcher
 from tt_ray.planning.expansions import Uniforms
 from tt_ray.planning.goals import Goals
-from tt_ray.planning.objectives import Objective, Parts, find_objective
+from tt_ray.planning.objectives import Objective, Parts, planned_objective
 from tt_ray.planning.sampling import EpisodeStream
 
 
@@ -74,8 +74,16 @@ class PlanningEngine:
         self.goals = Goals(checkpoint, planner.goal)
         values = self._tensor(np.pad(self.discretizer.representatives, ((0, 0), (0, 1))))
         objective = self._objective(checkpoint, discount, values, critic)
+        of_actions = values[self.layout.observation_dim : -2, :-1] if planner.execute == "means" else None
         self.searcher = make_searcher(
-            model, planner, objective, values[-2], values[-1], episodes=slots, decoder=decoder
+            model,
+            planner,
+            objective,
+            values[-2],
+            values[-1],
+            action_values=of_actions,
+            episodes=slots,
+            decoder=decoder,
         )
         past = planner.max_context_transitions - 1
         self.context_length = self.layout.goal_dim + past * self.layout.slots + self.layout.observation_dim
@@ -156,6 +164,8 @@ class PlanningEngine:
         # Where a plan stops early its actions end and the next decision plans anew; until they are cut off,
         # any bin may stand for the stop token.
         actions = self.discretizer.decode(np.minimum(best, layout.num_bins - 1), first=layout.observation_dim)
+        if plans.actions is not None:
+            actions = plans.actions[:, 0, :steps].float().cpu().numpy()
         for row, slot in enumerate(due):
             lived = best[row, :, 0] != layout.stop_token
             slot.plan.extend(np.clip(actions[row][lived], self.low, self.high))
@@ -163,7 +173,7 @@ class PlanningEngine:
     def _objective(
         self, checkpoint: Checkpoint, discount: float, values: torch.Tensor, critic: CriticCheckpoint | None
     ) -> Objective:
-        kind = find_objective(self.planner.objective)
+        kind = planned_objective(self.planner)
         if kind.uses_goal and not self.layout.goal_dim:
             raise UserError(
                 f"planner.objective {self.planner.objective} needs a model that was trained with goals, and "

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from tt_ray.data.tokens import TokenLayout
+from tt_ray.data.tokens import Kind, TokenLayout
 from tt_ray.planning.objectives import TokenCandidates, TransitionCandidates
 from tt_ray.planning.sampling import sample
 
@@ -168,8 +168,17 @@ class ByTransition:
 class ByToken:
     """Every beam may go on with any token: V + 1 candidates; stop only where a transition begins."""
 
-    def __init__(self, decoder: TokenDecoder, settings: SearchSettings, layout: TokenLayout) -> None:
+    def __init__(
+        self,
+        decoder: TokenDecoder,
+        settings: SearchSettings,
+        layout: TokenLayout,
+        action_values: Tensor | None = None,
+    ) -> None:
         self.decoder, self.settings, self.layout = decoder, settings, layout
+        self.action_values = action_values
+        self.means: list[Tensor] = []
+        """[E, B] of each of the beams' action tokens so far, where there are `action_values` [M, V]."""
         self.place = layout.observation_dim
         """Index of the next token in the plan [H * D]."""
         self.logits: Tensor
@@ -200,14 +209,32 @@ class ByToken:
         stop = self.layout.stop_token
         stopped = stopped.gather(1, beams) | (tokens == stop)
         self.decoder.select(beams)
+        self._remember_means(beams)
         self.tokens, self.place = tokens.masked_fill(stopped, stop), self.place + 1
         if self.place < self.settings.horizon * self.layout.slots:
             self.logits = self.decoder.extend_beams(self.tokens)
         return stopped
 
+    def _remember_means(self, beams: Tensor) -> None:
+        """Those of `beams` [E, B], which are the new ones, and of the action token that is being chosen."""
+        if self.action_values is None:
+            return
+        self.means = [mean.gather(1, beams) for mean in self.means]
+        slot = self.place % self.layout.slots
+        if self.layout.kinds[slot] is Kind.ACTION:
+            values = self.action_values[slot - self.layout.observation_dim]
+            mean = _expectation(self.logits[..., : self.layout.num_bins], values)
+            self.means.append(mean.gather(1, beams))
+
     def finish(self) -> Tensor:
         """Tokens [E, B, H, D] of every beam's plan."""
         return self.decoder.finish(self.tokens)
+
+    def mean_actions(self) -> Tensor | None:
+        """Means [E, B, H, M] of what every plan's action tokens were chosen from, if they were asked for."""
+        if self.action_values is None:
+            return None
+        return torch.stack(self.means, dim=-1).unflatten(-1, (self.settings.horizon, -1))
 
 
 class Transitionwise:
@@ -270,6 +297,6 @@ class Transitionwise:
 
 
 def _expectation(logits: Tensor, values: Tensor) -> Tensor:
-    """Mean of `values` [V + 1] under logits [..., V + 1]."""
+    """Mean of `values` [K] under logits [..., K]."""
     # Not a matrix product: that may round a row differently with the number of rows.
     return (logits.softmax(dim=-1) * values).sum(dim=-1)

@@ -93,7 +93,9 @@ class GraphedSearch:
             buffer.copy_(tensor, non_blocking=True)
         recorded = self.graphs[key]
         recorded.replay()
-        return Plans(recorded.plans.tokens.clone(), recorded.plans.scores.clone())
+        plans = recorded.plans
+        means = None if plans.actions is None else plans.actions.clone()
+        return Plans(plans.tokens.clone(), plans.scores.clone(), means)
 
     def _record(self, key: tuple[int, ...], given: list[Tensor]) -> bool:
         """Capture the search of pattern `key` if it has occurred before; whether there is a graph now."""

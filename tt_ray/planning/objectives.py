@@ -12,14 +12,17 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from tt_ray.config import PlannerConfig
 from tt_ray.data.tokens import Kind
 from tt_ray.errors import UserError
-from tt_ray.model.critic import Critic
+
+if TYPE_CHECKING:  # a search on a GPU machine needs torch and numpy alone (analysis/gpu_checks.py)
+    from tt_ray.model.critic import Critic
 
 
 class Reached(Protocol):
@@ -133,6 +136,17 @@ def find_objective(name: str) -> Registered:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(OBJECTIVES))}"
         raise UserError(f"planner.objective: unknown objective {name!r}; {hint} (one's own: module:name)")
     return OBJECTIVES[short]
+
+
+def planned_objective(planner: PlannerConfig) -> Registered:
+    """The class that `planner` names; `UserError` where there is none, or means cannot be executed of it."""
+    kind = find_objective(planner.objective)
+    if planner.execute == "means" and kind.expansion != "token":
+        raise UserError(
+            f"planner.execute: means is for objectives that choose single tokens, and {planner.objective} "
+            "draws whole actions to choose among: leave it at bins"
+        )
+    return kind
 
 
 def _import(module: str, name: str) -> None:
