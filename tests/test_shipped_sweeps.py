@@ -37,7 +37,7 @@ SIZES = {  # trials, training seeds, episodes of each
     "discretisation": (12, 3, 20),
     "frontier": (27, 1, 10),
     "goal_reaching": (4, 1, 100),
-    "imitation": (6, 5, 20),
+    "imitation": (8, 5, 20),
     "locomotion": (12, 5, 20),
     "pointmaze_q": (6, 1, 50),
     "replanning": (5, 3, 20),
