@@ -36,7 +36,7 @@ SIZES = {  # trials, training seeds, episodes of each
     "delayed_rewards": (4, 3, 20),
     "discretisation": (12, 3, 20),
     "frontier": (27, 1, 10),
-    "goal_reaching": (4, 1, 100),
+    "goal_reaching": (6, 1, 100),
     "imitation": (8, 5, 20),
     "locomotion": (12, 5, 20),
     "pointmaze_q": (6, 1, 50),
@@ -225,11 +225,10 @@ def test_goals_are_places_and_their_paths_are_kept() -> None:
         assert config.goal is not None
         assert config.goal.dims == config.evaluation.record == (0, 1)
         assert config.dataset.observation_keys == ("observation",)
-        assert config.planner.objective == "goal"
+        assert config.planner.objective == "goal" or config.planner.beam_width == config.planner.n_expand == 1
     assert len(models("goal_reaching")) == 2
-    assert {(t.config.goal.relabel, t.config.planner.beam_width) for t in trials if t.config.goal} == {
-        *(("last", 1), ("last", 8), ("future", 1), ("future", 8))
-    }
+    ways = {(t.config.goal.relabel, t.case) for t in trials if t.config.goal}
+    assert ways == {(goal, way) for goal in ("last", "future") for way in ("likeliest", "means", "drawn")}
 
 
 def test_undirected_data_never_goes_all_the_way() -> None:

@@ -42,9 +42,9 @@ def model_fingerprint(config: ExperimentConfig, tokens: str, seed: int) -> str:
         tokens,
         _episodes(config),
         to_dict(config.model),
-        _without(config.training, "log_every"),
+        _without(config.training, "log_every", "bin_smoothing"),
         seed,
-        *_given({"relabel": relabel}),
+        *_given({"relabel": relabel, "bin_smoothing": config.training.bin_smoothing or None}),
     )
 
 

@@ -49,6 +49,9 @@ class TrainingConfig:
     action_weight: float = 5.0
     reward_weight: float = 1.0
     value_weight: float = 1.0
+    bin_smoothing: float = 0.0
+    """Spread a bin's gradients over its neighbours, so wide a share of the bins; 0: no.
+    For little data: neighbouring bins then learn together."""
     log_every: int = 20
     """Steps between two points of the training curves."""
     validate_every: int = 1_000
@@ -61,6 +64,7 @@ class TrainingConfig:
         at_least(0, "training", self, "warmup_steps weight_decay")
         at_least(0, "training", self, "observation_weight action_weight reward_weight value_weight")
         positive("training", self, "learning_rate gradient_clip")
+        each("training", self, "bin_smoothing", lambda value: 0 <= value < 1, "lie in [0, 1)")
         fraction("training", self, "beta1 beta2")
         final = "final_learning_rate_fraction"
         each("training", self, final, lambda value: 0 <= value <= 1, "lie in [0, 1]")

@@ -37,6 +37,7 @@ from tt_ray.model.loss import LossSums, kind_weights, loss_sums, target_kinds
 from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.training.cpu import keep_freed_memory, training_logits
 from tt_ray.training.optimizer import build_optimizer, learning_rate, optimizer_tensors, restore_optimizer
+from tt_ray.training.smoothing import BinSmoothing
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ class Trainer:
         self.train, self.validation = job.train.to(device), job.validation.to(device)
         self.weights = kind_weights(job.training, device)
         self.kinds = target_kinds(job.layout, self.model.max_tokens - job.layout.goal_dim, device)
+        width = job.training.bin_smoothing
+        self.smooth = BinSmoothing(job.layout.num_bins, width, device) if width else None
         self.on_cpu = device.type == "cpu"
         if self.on_cpu:
             keep_freed_memory()
@@ -142,6 +145,8 @@ class Trainer:
             (sums.weighted / targets).backward()
             parts.append(sums)
         sums = self._add_up(LossSums.total(parts))
+        if self.smooth is not None:
+            self.smooth(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), job.training.gradient_clip)
         self.optimizer.step()
         return sums, norm
