@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev quickstart test test-slow check clean
+.PHONY: help install install-dev quickstart test test-slow test-faults test-cluster check clean
 
 help:
 	@echo 'make quickstart   install, then collect data and run a small sweep'
@@ -12,6 +12,8 @@ help:
 	@echo 'make check        ruff and mypy'
 	@echo 'make test         the tests, without those that take minutes'
 	@echo 'make test-slow    those that take minutes'
+	@echo 'make test-faults  everything is killed at any moment; prints the table of what came out'
+	@echo 'make test-cluster those on several hosts, made of namespaces; needs root'
 	@echo 'make clean        remove .venv and caches; runs/ and mlflow.db stay'
 
 # The stamps say that an installation was finished with the present pyproject.toml and constraints.txt.
@@ -35,10 +37,16 @@ quickstart: install
 	$(BIN)/tt-ray sweep sweeps/quickstart.yaml --resume
 
 test: install-dev
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not cluster'
 
 test-slow: install-dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not cluster'
+
+test-faults: install-dev
+	$(BIN)/pytest tests/faults
+
+test-cluster: install-dev
+	$(BIN)/pytest -m cluster -s tests/cluster
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -23,14 +23,18 @@ def ray_local() -> Iterator[None]:
     """One private two-CPU Ray for every test of the session that asks for it."""
     import ray
 
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=200_000_000,
-    )
+    from tt_ray.distributed.cluster import on_loopback
+    from tt_ray.distributed.patience import patiently
+
+    with on_loopback(), patiently():
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200_000_000,
+        )
     yield
     ray.shutdown()
 

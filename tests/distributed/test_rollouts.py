@@ -15,7 +15,8 @@ import pytest
 import ray
 
 from tt_ray.distributed import rollouts
-from tt_ray.distributed.rollouts import LeaseQueue, WorkerFactory, evaluate_seeds
+from tt_ray.distributed.leases import LeaseQueue
+from tt_ray.distributed.rollouts import WorkerFactory, evaluate_seeds
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult, run_episodes
 
@@ -122,6 +123,14 @@ def test_leases_are_given_once_and_taken_back():
     assert leases.revoke(2) == []
 
 
+def test_only_actors_that_have_not_begun_are_let_go():
+    leases = LeaseQueue([5, 6, 7])
+    assert leases.take(0) == 5
+    assert leases.let_go([3, 0, 2, 1], 2) == [3, 2]
+    assert [leases.take(3), leases.take(2)] == [None, None]
+    assert [leases.take(1), leases.take(0)] == [6, 7]
+
+
 def test_a_seed_given_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="given twice"):
         evaluate_seeds([1, 2, 1], Factory(tmp_path), actors=1)
@@ -144,7 +153,11 @@ def test_results_do_not_depend_on_the_number_of_actors(ray_local, tmp_path):
 
 @pytest.mark.ray
 def test_few_episodes_are_spread_over_the_actors(ray_local, tmp_path):
-    factory = Factory(tmp_path, slots=8, step_seconds=0.05)
+    def wait_for_both(seed: int) -> None:
+        while seed >= 2 and sum(path.name.isdigit() for path in tmp_path.iterdir()) < 2:
+            time.sleep(0.01)
+
+    factory = Factory(tmp_path, slots=8, step_seconds=0.05, at_start=wait_for_both)
     assert len(evaluate_seeds(range(4), factory, actors=2)) == 4
     assert len(factory.pids()) == 2
 

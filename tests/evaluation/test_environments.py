@@ -225,6 +225,44 @@ def test_what_cannot_be_made_is_said_in_one_line(environment: dict, message: str
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"id": "X-v0", "entry_point": "os:system", "kwargs": {"command": "touch executed"}},
+        {"id": "X-v0", "entry_point": "subprocess:Popen", "kwargs": {"args": ["touch", "executed"]}},
+        {"id": "X-v0", "entry_point": "os:no_such_thing"},
+        {"id": "X-v0", "entry_point": "os"},
+        {
+            "id": "Hopper-v5",
+            "additional_wrappers": [{"name": "x", "entry_point": "os:system", "kwargs": {"command": "x"}}],
+        },
+    ],
+)
+def test_a_description_can_call_nothing_but_environments(
+    description: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes with data and checkpoints of others, and its arguments stand beside it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not called") as error:
+        make_environment(description)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_registered_function_may_make_the_environment(
+    toy_module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "def make(**options):\n    return gym.make('Pendulum-v1', **options).unwrapped\n"
+        "gym.register('Made-v0', entry_point='made_envs:make')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    make_environment({"id": "made_envs:Made-v0", "entry_point": "made_envs:make"}).close()
+    with pytest.raises(UserError, match="not called"):
+        make_environment({"id": "made_envs:Other-v0", "entry_point": "made_envs:make"})
+
+
 def test_unsupported_observations_are_named(toy_module: str) -> None:
     with pytest.raises(UserError, match=r"ToyWords-v0.*Text"):
         make_environment({"id": f"{toy_module}:ToyWords-v0"})

@@ -15,7 +15,8 @@ import psutil
 import tiny
 import yaml
 from command import AGENTS, Command, run
-from processes import Growth, descendants, wait_until
+from command import start_until as start_command_until
+from processes import Growth, descendants
 
 Moment = Callable[[Path], bool]
 """Given the folder that a sweep runs in, whether the time has come."""
@@ -250,10 +251,7 @@ def when_played(episodes: int, first_seed: int = 0) -> Moment:
 
 def start_until(folder: Path, moment: Moment, *arguments: str | Path) -> Command:
     """`tt-ray sweep` in `folder`, still under way as the moment comes."""
-    command = Command(folder, "sweep", *arguments)
-    wait_until(lambda: command.process.poll() is not None or moment(folder), "the time has come", poll=0.01)
-    assert command.process.poll() is None, command.output.read_text()
-    return command
+    return start_command_until(folder, lambda: moment(folder), "sweep", *arguments)
 
 
 def resume(folder: Path, file: Path, *more: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import runs
 import tiny
-from command import run
+from command import run, start_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -39,6 +40,7 @@ def fill(disk: Path, left: int) -> Path:
     return ballast
 
 
+@pytest.mark.fault("full disk", "training, bytes left and workers {case}", "named; equal, with --resume")
 @pytest.mark.parametrize(
     ("left", "workers"), [(0, 1), (60_000, 1), (250_000, 1), (700_000, 1), (0, 2), (250_000, 2)]
 )
@@ -47,12 +49,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
 ) -> None:
     file = tiny.write_file(tmp_path)
     ballast = fill(disk, left)
-    refused = run(tmp_path, "train", file, f"resources.workers={workers}", expected=2)
-    last = refused.splitlines()[-1]
-    assert last.startswith("tt-ray: error:")
-    assert "No space left on device" in last
-    assert str(disk) in last
-    assert "Traceback" not in refused
+    check_named(run(tmp_path, "train", file, f"resources.workers={workers}", expected=2), disk)
     ballast.unlink()
     run(tmp_path, "train", file, f"resources.workers={workers}", "--resume")
     model = tiny.model_folder(tmp_path)
@@ -61,3 +58,27 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
     assert tiny.leftovers(tmp_path) == []
     if workers == 2:
         tiny.assert_same(model, undisturbed)
+
+
+@pytest.mark.fault(
+    "full disk", "evaluation, episode {case}", "named; equal, with --resume", "undisturbed_run"
+)
+@pytest.mark.parametrize("moment", [runs.moment(seed) for seed in (16, 17)])
+def test_a_disk_that_fills_up_during_the_evaluation(
+    undisturbed_run: Path, tmp_path: Path, disk: Path, moment: int
+) -> None:
+    file = tiny.write_file(tmp_path)
+    command = start_until(tmp_path, runs.played(tmp_path, moment), "run", file, runs.ONE_WORKER)
+    ballast = fill(disk, 0)
+    check_named(command.wait(2), disk)
+    ballast.unlink()
+    run(tmp_path, "run", file, runs.ONE_WORKER, "--resume")
+    runs.assert_same(tmp_path, undisturbed_run)
+
+
+def check_named(said: str, disk: Path) -> None:
+    last = said.splitlines()[-1]
+    assert last.startswith("tt-ray: error:")
+    assert "No space left on device" in last
+    assert str(disk) in last
+    assert "Traceback" not in said

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from command import Command, run
-from processes import Growth, wait_until
+from command import run, start_until
+from processes import Growth
 
 pytestmark = pytest.mark.ray
 
@@ -35,9 +35,7 @@ def when_there(pattern: str) -> Moment:
 def train_killed(folder: Path, moment: Moment) -> Path:
     """The experiment's file, after a first try at training was killed."""
     file = tiny.write_file(folder)
-    command = Command(folder, "train", file)
-    wait_until(lambda: moment(folder) or command.process.poll() is not None, "it is time to kill")
-    command.kill()
+    start_until(folder, lambda: moment(folder), "train", file).kill()
     return file
 
 
@@ -48,6 +46,7 @@ def check_trained(folder: Path, undisturbed: Path) -> None:
     assert tiny.leftovers(folder) == []
 
 
+@pytest.mark.fault("driver", "training, before its second checkpoint", "equal, with --resume")
 @pytest.mark.slow  # minutes long, and what it kills when depends on the machine
 def test_a_killed_training_is_resumed_exactly(undisturbed: Path, tmp_path: Path) -> None:
     file = train_killed(tmp_path, at_step(random.Random(0).randrange(tiny.EVERY, 2 * tiny.EVERY)))
@@ -61,6 +60,7 @@ def test_a_killed_training_is_resumed_exactly(undisturbed: Path, tmp_path: Path)
     check_trained(tmp_path, undisturbed)
 
 
+@pytest.mark.fault("driver", "training alone: {case}", "equal, with --resume")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
@@ -93,15 +93,15 @@ def test_a_training_killed_at_any_moment_is_resumed(
     check_trained(tmp_path, undisturbed)
 
 
+@pytest.mark.fault("driver", "training, twice in a row", "equal, with --resume")
 @pytest.mark.slow
 def test_a_training_resumed_at_once_and_killed_again_is_resumed(undisturbed: Path, tmp_path: Path) -> None:
     """The next command starts while workers of the killed one may still be writing."""
     file = tiny.write_file(tmp_path)
     resume: list[str] = []
     for step in (30, 130):
-        command, reached = Command(tmp_path, "train", file, *resume), at_step(step)
-        wait_until(lambda reached=reached: reached(tmp_path), f"step {step} is done")
-        command.kill_only()
+        reached = at_step(step)
+        start_until(tmp_path, lambda reached=reached: reached(tmp_path), "train", file, *resume).kill_only()
         resume = ["--resume"]
     run(tmp_path, "train", file, *resume)
     check_trained(tmp_path, undisturbed)

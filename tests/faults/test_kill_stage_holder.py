@@ -68,6 +68,7 @@ def all_of(root: Path, *arguments: str | int) -> Any:
     return json.loads(process.stdout)
 
 
+@pytest.mark.fault("stage holder", "two others wait", "one goes on from there, the other takes it")
 def test_a_waiting_process_goes_on_where_a_killed_one_stopped(tmp_path: Path, start: Start) -> None:
     root = tmp_path / "store"
     work = root / "models" / KEYS[0] / "work.txt"
@@ -112,6 +113,7 @@ def test_a_stopped_process_keeps_its_claim(tmp_path: Path, start: Start) -> None
     assert hidden(root) == []
 
 
+@pytest.mark.fault("stage holder", "before each file operation", "whole, or gone on with")
 def test_a_kill_before_any_file_operation_leaves_a_stage_partial_or_complete(tmp_path: Path) -> None:
     trials = all_of(tmp_path, "everywhere")
     assert {trial["killed"] for trial in trials} == {-signal.SIGKILL}
@@ -124,6 +126,7 @@ def test_a_kill_before_any_file_operation_leaves_a_stage_partial_or_complete(tmp
         assert trial["left"] == [KEYS[0], "stage.json", "work.txt"], trial["operation"]
 
 
+@pytest.mark.fault("stage holder", "a crowd, at random ({case})", "each stage computed once")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_crowd_computes_each_stage_once(tmp_path: Path, seed: int) -> None:
     seen = all_of(tmp_path / "crowd", "crowd", seed, 60)

@@ -9,6 +9,7 @@ from typing import Any
 
 import deadly
 import gymnasium as gym
+import ledger
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,18 +25,23 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TRIAL = "ray::ImplicitFunc.train"
 """What Ray calls a process of a trial."""
+OF_RAY = ("sweep: {case}", "one line; equal, with --resume", "undisturbed_grid")
+"""The row of a test that ends a part of Ray."""
 
 
 @pytest.fixture(scope="session")
 def undisturbed_grid(data: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return tools.run_whole(tmp_path_factory.mktemp("grid"), GRID)
+    with ledger.undisturbed("undisturbed_grid"):
+        return tools.run_whole(tmp_path_factory.mktemp("grid"), GRID)
 
 
 @pytest.fixture(scope="session")
 def undisturbed_random(data: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return tools.run_whole(tmp_path_factory.mktemp("random"), tools.RANDOM, seeds=[0, 1])
+    with ledger.undisturbed("undisturbed_random"):
+        return tools.run_whole(tmp_path_factory.mktemp("random"), tools.RANDOM, seeds=[0, 1])
 
 
+@pytest.mark.fault("driver", "sweep: {case}", "equal, with --resume", "undisturbed_grid")
 @pytest.mark.parametrize(
     "moment",
     [
@@ -67,6 +73,7 @@ def test_a_killed_grid_ends_as_one_that_was_not(
     kill_and_resume(tmp_path, GRID, undisturbed_grid, moment)
 
 
+@pytest.mark.fault("driver", "random search: {case}", "equal, with --resume", "undisturbed_random")
 @pytest.mark.parametrize(
     "moment",
     [
@@ -82,6 +89,7 @@ def test_a_killed_random_search_ends_as_one_that_was_not(
     kill_and_resume(tmp_path, tools.RANDOM, undisturbed_random, moment, seeds=[0, 1])
 
 
+@pytest.mark.fault("driver", "sweep: collecting", "equal, with --resume", "undisturbed_grid")
 def test_a_sweep_killed_while_it_collects_its_data(
     undisturbed_grid: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +98,7 @@ def test_a_sweep_killed_while_it_collects_its_data(
     assert [path.name for path in (tmp_path / "minari").rglob("*.npz")] == []
 
 
+@pytest.mark.fault("driver", "sweep: three times in a row", "equal, with --resume", "undisturbed_grid")
 def test_a_sweep_killed_and_resumed_at_once_again_and_again(
     undisturbed_grid: Outcome, tmp_path: Path
 ) -> None:
@@ -114,6 +123,7 @@ def kill_and_resume(
     tools.assert_same(folder, undisturbed)
 
 
+@pytest.mark.fault("driver", "{case}: two trials have ended", "budget completed, nothing twice")
 @pytest.mark.parametrize("search", [tools.ASHA, tools.OPTUNA], ids=["asha", "optuna"])
 def test_a_search_that_learns_from_its_trials_completes_its_budget(tmp_path: Path, search: dict) -> None:
     file = tools.write_file(tmp_path, search)
@@ -135,7 +145,13 @@ def test_a_search_that_learns_from_its_trials_completes_its_budget(tmp_path: Pat
     assert tiny.leftovers(tmp_path / "runs") == (["models/.claims", *notes] if partial else [])
 
 
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("raylet", marks=pytest.mark.fault("raylet", *OF_RAY)),
+        pytest.param("gcs_server", marks=pytest.mark.fault("control service", *OF_RAY)),
+    ],
+)
 @pytest.mark.parametrize(
     "moment", [at_step(30), when_played(3, tools.FRESH)], ids=["training", "confirmation"]
 )
@@ -157,6 +173,7 @@ def test_the_death_of_ray_is_one_line_and_resumed(
     tools.assert_same(tmp_path, undisturbed_grid)
 
 
+@pytest.mark.fault("trial", "{case}", "equal", "undisturbed_grid")
 @pytest.mark.parametrize("moment", [at_step(30), when_played(3)], ids=["training", "evaluation"])
 def test_a_trial_whose_process_dies_is_done_again(
     undisturbed_grid: Outcome, tmp_path: Path, moment: tools.Moment
@@ -170,6 +187,7 @@ def test_a_trial_whose_process_dies_is_done_again(
     tools.assert_same(tmp_path, undisturbed_grid)
 
 
+@pytest.mark.fault("trial", "every time", "fails alone; finished by --retry-failed")
 def test_a_trial_that_always_dies_fails_alone_and_is_retried_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +235,7 @@ def write_deadly() -> None:
     )
 
 
+@pytest.mark.fault("Ctrl-C", "sweep: training, {case}", "one line; equal, with --resume", "undisturbed_grid")
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 def test_ctrl_c_is_one_line_and_resumed(undisturbed_grid: Outcome, tmp_path: Path, times: int) -> None:
     file = tools.write_file(tmp_path, GRID)

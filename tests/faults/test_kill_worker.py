@@ -57,16 +57,19 @@ def check(folder: Path, victims: list[tuple[int, int]], undisturbed: Path) -> No
     assert tiny.leftovers(folder) == []
 
 
+@pytest.mark.fault("training worker", "a random step", "equal", "undisturbed")
 def test_a_killed_worker_changes_nothing(undisturbed: Path, tmp_path: Path) -> None:
     check(tmp_path, [random_victim(0)], undisturbed)
 
 
+@pytest.mark.fault("training worker", "a random step ({case})", "equal", "undisturbed")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_workers_killed_at_random_change_nothing(undisturbed: Path, tmp_path: Path, seed: int) -> None:
     check(tmp_path, [random_victim(seed)], undisturbed)
 
 
+@pytest.mark.fault("training worker", "steps 25, 90 and 200", "equal", "undisturbed")
 @pytest.mark.slow
 def test_workers_killed_again_and_again_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
     check(tmp_path, [(25, 0), (90, 1), (200, 0)], undisturbed)

@@ -127,6 +127,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.fault("tracking server", "sweep: training, for 20 s", "every point once, by itself")
 def test_a_server_that_is_away_in_mid_sweep_misses_nothing(
     server: Server, tmp_path: Path, data: None
 ) -> None:

@@ -14,11 +14,13 @@ import typer
 
 from tt_ray.cli.attention import attention
 from tt_ray.cli.bench import bench
+from tt_ray.cli.cluster import cluster_app
 from tt_ray.cli.data import data_app
 from tt_ray.cli.predict import predict
 from tt_ray.cli.results import results
 from tt_ray.cli.session import connect, session, show_places
 from tt_ray.cli.store import store_app
+from tt_ray.cli.submit import push, submit
 from tt_ray.cli.sweep import cancel, sweep
 from tt_ray.cli.view import INTERRUPTED, Bars, console, errors, plain_table, result_table, times_table
 from tt_ray.config import ExperimentConfig, ResourcesConfig
@@ -40,12 +42,15 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
+app.add_typer(cluster_app, name="cluster")
 app.command()(bench)
 app.command()(predict)
 app.command()(attention)
 app.command()(results)
 app.command()(sweep)
 app.command()(cancel)
+app.command()(submit)
+data_app.command()(push)
 
 File = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
 Overrides = Annotated[

@@ -23,7 +23,7 @@ class ResourcesConfig:
     """Training workers; auto: one for each GPU, or else min(2, CPUs)."""
     gpus_per_worker: float | Literal["auto"] = "auto"
     evaluation_actors: int | Literal["auto"] = "auto"
-    """Actors that run episodes; auto: one for each CPU, four to a GPU."""
+    """Actors that run episodes; auto: one for each CPU, four to a GPU, of later hosts too."""
     episodes_per_actor: int = 8
     """Episodes that one actor plans for at once."""
     decoder: DecoderName = "auto"

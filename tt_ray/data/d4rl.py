@@ -9,17 +9,17 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from tt_ray.data.d4rl_file import FLAGS, SIGNATURE, VECTORS
 from tt_ray.data.d4rl_names import D4RL_ENVIRONMENTS, D4RL_QUALITIES, parse_d4rl_name, resolve_id
+from tt_ray.data.limited import Arrays, read_apart
 from tt_ray.data.minari_folder import check_new_id, staging_folder
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.errors import UserError
@@ -32,7 +32,7 @@ D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/"
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that have arrived and the bytes in all (None: the server does not say)."""
 
-_REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
+READER = "tt_ray.data.d4rl_file:read_arrays"
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0  # seconds without a byte
 
@@ -96,10 +96,11 @@ def convert(
         target = _deduced_target(path, dataset_id)
     else:
         target = _made_target(environment, make)
-    with _opened(path) as file:
-        _check_arrays(file, path)
-        _check_widths(path, target, (file["observations"].shape[1], file["actions"].shape[1]))
-        columns = _read_columns(file, path, target.observation_dim)
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    columns = read_apart(READER, path, observation_dim=target.observation_dim)
+    _check_columns(path, columns)
+    _check_widths(path, target, tuple(columns["widths"].tolist()))
     return write_dataset(
         dataset_id,
         _split(columns, behavior_policy=path.stem),
@@ -134,46 +135,10 @@ def _fetch(url: str, path: Path, progress: Progress | None) -> None:
         raise UserError(f"{url} cannot be downloaded: {reason}") from error
     if expected is not None and received != expected:
         raise UserError(f"{url} arrived incomplete ({received} of {expected} bytes): try again")
-    if not h5py.is_hdf5(path):
+    with path.open("rb") as file:
+        begins = file.read(len(SIGNATURE))
+    if begins != SIGNATURE:
         raise UserError(f"{url} is not an HDF5 file: is TT_RAY_D4RL_URL right?")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    if not path.is_file():
-        raise UserError(f"no file {path}")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable HDF5 file: {' '.join(str(error).split())}") from error
-
-
-def _check_arrays(file: h5py.File, path: Path) -> None:
-    """The arrays that D4RL's layout needs are there, with the right number of axes and equal lengths."""
-    missing = [key for key in _REQUIRED if not isinstance(file.get(key), h5py.Dataset)]
-    if missing:
-        raise UserError(
-            f"{path} lacks {', '.join(missing)}: D4RL's flat layout has {', '.join(_REQUIRED)} (it holds: "
-            f"{', '.join(file) or 'nothing'})"
-        )
-    for key in (*_REQUIRED, "next_observations"):
-        if key not in file:
-            continue
-        shape = file[key].shape
-        vector = "observations" in key or key == "actions"
-        if (len(shape) != 2) if vector else (len(shape) == 0 or np.prod(shape[1:]) != 1):
-            raise UserError(f"{path}: {key} has shape {list(shape)}, not {'[T, D]' if vector else '[T]'}")
-        if file[key].dtype.kind not in "biuf":
-            raise UserError(f"{path}: {key} holds {file[key].dtype}, not numbers")
-        if len(file[key]) != len(file["observations"]):
-            raise UserError(
-                f"{path}: {key} has {len(file[key])} rows, but observations {len(file['observations'])}"
-            )
-    if len(file["observations"]) == 0:
-        raise UserError(f"{path} holds no rows")
-    if "next_observations" in file and file["next_observations"].shape != file["observations"].shape:
-        raise UserError(f"{path}: observations and next_observations differ in their dimensions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,24 +204,13 @@ def _check_widths(path: Path, target: _Target, widths: tuple[int, int]) -> None:
         )
 
 
-def _read_columns(file: h5py.File, path: Path, observation_dim: int) -> dict[str, NDArray[Any]]:
-    """The file's arrays, observations cropped, all values finite."""
-    columns: dict[str, NDArray[Any]] = {}
-    for key in ("observations", "actions", "rewards", "next_observations"):
-        if key not in file:
-            continue
-        array = file[key]
-        values = array[:, :observation_dim] if "observations" in key else array[()]
-        columns[key] = values.astype(np.float32, copy=False).reshape(len(values), -1)
-        finite = np.isfinite(columns[key])
-        if not finite.all():
-            row, column = (int(index[0]) for index in np.nonzero(~finite))
-            kind = "NaN" if np.isnan(columns[key][row, column]) else "infinite"
-            raise UserError(f"{path}: {key} row {row}, column {column} is {kind}; repair the file")
-    columns["rewards"] = columns["rewards"][:, 0]
-    for key in ("terminals", "timeouts"):
-        columns[key] = file[key][()].reshape(-1).astype(bool)
-    return columns
+def _check_columns(path: Path, columns: Arrays) -> None:
+    """`UserError` unless the arrays are what `d4rl_file.read_arrays` promises."""
+    names = {"widths", "rewards", *FLAGS, *(name for name in VECTORS if name in columns)}
+    lengths = {len(columns[name]) for name in names - {"widths"} if name in columns}
+    kinds = [columns[name].dtype == np.bool_ for name in FLAGS if name in columns]
+    if columns.keys() != names or not names >= set(VECTORS[:2]) or len(lengths) != 1 or not all(kinds):
+        raise UserError(f"{path}: its arrays do not fit together")
 
 
 def _split(columns: Mapping[str, NDArray[Any]], behavior_policy: str) -> Iterator[RecordedEpisode]:

@@ -98,10 +98,18 @@ class Discretizer:
 
     @classmethod
     def from_arrays(cls, strategy: str, arrays: Mapping[str, NDArray[Any]]) -> Discretizer:
-        """Inverse of `to_arrays`."""
+        """Inverse of `to_arrays`; `ValueError` where the arrays are no bins."""
         edges = np.asarray(arrays["edges"], dtype=np.float32)
         representatives = np.asarray(arrays["representatives"], dtype=np.float32)
-        return cls(strategy, edges.shape[1] - 1, edges, representatives)
+        dims, bins = edges.shape[0], edges.shape[1] - 1
+        if edges.ndim != 2 or bins < 1 or representatives.shape != (dims, bins):
+            raise ValueError("the bins' arrays do not fit together")
+        if not (np.isfinite(edges[:, :2]).all() and np.isfinite(representatives).all()):
+            raise ValueError("bins are not finite")
+        with np.errstate(invalid="ignore"):  # unused edges: infinity less infinity
+            if not ((np.diff(edges) > 0) | (edges[:, 1:] == np.inf)).all():
+                raise ValueError("the bins' edges do not ascend")
+        return cls(strategy, bins, edges, representatives)
 
 
 def _column_bins(

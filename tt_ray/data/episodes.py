@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tt_ray.config import DatasetConfig
+from tt_ray.plain import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +54,12 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DataSpec:
-        """Inverse of `to_json`."""
-        tuples = ("observation_keys", "action_low", "action_high", "goal_keys", "leaf_sizes")
-        values: dict[str, Any] = {
-            key: tuple(value) if key in tuples else value for key, value in data.items()
-        }
-        return cls(**values)
+        """Inverse of `to_json`; `TypeError` or `ValueError` where `data` is no such thing."""
+        spec = build(cls, data)
+        widths = {len(spec.action_low), len(spec.action_high), spec.action_dim}
+        if len(widths) != 1 or min(spec.observation_dim, spec.action_dim, *spec.leaf_sizes, 1) < 1:
+            raise ValueError("its dimensions do not fit together")
+        return spec
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from minari.dataset.minari_storage import MinariStorage
 from numpy.typing import NDArray
 
 from tt_ray.data.episodes import Episodes
+from tt_ray.data.minari_episodes import UNREADABLE
 from tt_ray.data.minari_folder import (
     OWN_METADATA,
     dataset_folder,
@@ -27,9 +28,9 @@ from tt_ray.data.minari_folder import (
     staging_folder,
 )
 from tt_ray.data.minari_reader import (
-    UNREADABLE,
     load_episodes,
-    open_storage,
+    local_storage,
+    own_metadata,
     stored_environment,
     stored_references,
 )
@@ -132,7 +133,7 @@ def describe(dataset_id: str) -> DatasetDescription:
     """Statistics and metadata of a local data set; the `UserError`s of `load_episodes`."""
     episodes = load_episodes(dataset_id)
     dataset_id = episodes.spec.dataset_id
-    storage = open_storage(dataset_id)
+    storage = local_storage(dataset_id)
     raw = MinariStorage.read_raw_metadata(storage.data_path)
     hidden = {"observation_space", "action_space", "env_spec", "eval_env_spec", OWN_METADATA}
     leaves = observation_leaves(storage.observation_space)
@@ -152,7 +153,7 @@ def describe(dataset_id: str) -> DatasetDescription:
         fingerprint=episodes.spec.fingerprint,
         metadata={
             **{key: value for key, value in raw.items() if key not in hidden},
-            **raw.get(OWN_METADATA, {}).get("metadata", {}),
+            **own_metadata(dataset_id),
         },
     )
 

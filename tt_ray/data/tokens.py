@@ -14,6 +14,7 @@ from tt_ray.config import DatasetConfig, DiscretizerConfig, GoalConfig
 from tt_ray.data.discretizer import Discretizer, token_dtype
 from tt_ray.data.episodes import Episodes, discounted_values, treat_rewards
 from tt_ray.data.goals import goal_slots
+from tt_ray.plain import build
 
 
 class Kind(IntEnum):
@@ -43,8 +44,15 @@ class TokenLayout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenLayout:
-        """Inverse of `to_json`; also reads layouts from before there were goals."""
-        return cls(**{**data, "goal_slots": tuple(data.get("goal_slots", ()))})
+        """Inverse of `to_json`, also from before there were goals.
+
+        `TypeError` or `ValueError` where `data` is no such thing.
+        """
+        layout = build(cls, data)
+        slots_exist = all(0 <= slot < layout.observation_dim for slot in layout.goal_slots)
+        if min(layout.observation_dim, layout.action_dim, layout.num_bins) < 1 or not slots_exist:
+            raise ValueError("its slots do not fit together")
+        return layout
 
     @property
     def goal_dim(self) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tt_ray.config import ExperimentConfig, to_dict
+from tt_ray.config import CriticConfig, ExperimentConfig, to_dict
 from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict
 from tt_ray.model.checkpoint import CHECKSUMS, best_checkpoint, last_checkpoint, load_checkpoint
-from tt_ray.model.critic import load_critic, require_same_data
+from tt_ray.model.critic import CriticCheckpoint, load_critic, require_same_data
+from tt_ray.plain import convert
 
 SECTIONS = ("planner", "evaluation", "resources", "tracking", "name")
 """What `evaluate` may change: the model and its data are as they were trained."""
@@ -55,13 +57,25 @@ def load_for_evaluation(
     """
     checkpoint = load_checkpoint(path)
     settings = dict(checkpoint.experiment)
-    seed = int(settings.pop("seed", 0))
-    resources, tracking = settings.get("resources", {}), settings.get("tracking", {})
+    try:
+        seed = convert(int, settings.pop("seed", 0))
+        resources, tracking = (
+            convert(dict[str, Any], settings.get(name) or {}) for name in ("resources", "tracking")
+        )
+    except TypeError as error:
+        raise UserError(f"{path / 'config.json'}: not an experiment's settings ({error})") from error
     slots = {key: value for key, value in resources.items() if key == "episodes_per_actor"}
     here = {"seeds": [seed], "resources": slots, "tracking": {**tracking, "uri": None}}
     if critic is not None:
         scorer = load_critic(critic)
         require_same_data(scorer, checkpoint.spec)
-        settings["critic"] = to_dict(scorer.config)
+        settings["critic"] = to_dict(_settings(scorer, critic))
     config = experiment_from_dict({**settings, **here}, source=str(path / "config.json"))
     return apply_overrides(config, overrides, SECTIONS), checkpoint.spec, seed
+
+
+def _settings(scorer: CriticCheckpoint, folder: Path) -> CriticConfig:
+    try:
+        return scorer.config
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a critic's settings ({error})") from error

@@ -36,6 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.distributed.holders import Holder
+from tt_ray.plain import MALFORMED, convert, read_json
+
+_NOTE = {"seconds": float, "started": float, "inputs": list[list[str]]}
+"""What a claim or record says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ class Claims:
 
     def seconds_before(self, key: str) -> float:
         """Seconds that earlier holders have spent on `key` without publishing."""
-        return float(_note(self._record(key)).get("seconds", 0.0))
+        return _note(self._record(key)).get("seconds", 0.0)
 
     def forget(self, key: str) -> None:
         """Drop the record of earlier holders."""
@@ -281,16 +285,15 @@ def _names(folder: Path) -> list[str]:
 def _note(file: Path) -> dict[str, Any]:
     """What a claim or record says; nothing where it is gone, or was being written when its holder died."""
     try:
-        note = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return {name: convert(_NOTE[name], value) for name, value in read_json(file).items() if name in _NOTE}
+    except MALFORMED:
         return {}
-    return note if isinstance(note, dict) else {}
 
 
 def _spent(file: Path) -> dict[str, Any]:
     """What is worth remembering of a dead holder: its inputs, and the seconds up to its last touch."""
     note = _note(file)
-    seconds = float(note.get("seconds", 0.0))
+    seconds = note.get("seconds", 0.0)
     with suppress(OSError, KeyError):
-        seconds += file.stat().st_mtime - float(note["started"])
+        seconds += file.stat().st_mtime - note["started"]
     return {"seconds": seconds, "inputs": note.get("inputs", [])}

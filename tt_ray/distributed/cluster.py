@@ -6,16 +6,19 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from tt_ray.config import ResourcesConfig, require
+from tt_ray.distributed.patience import patiently
 from tt_ray.distributed.vigil import PRIVATE, SHARED, while_ray_lives
 from tt_ray.errors import UserError
 
@@ -56,6 +59,8 @@ class Allocation:
     """0: episodes run in the process that asks for them."""
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
+    elastic: bool = False
+    """Their number follows what the cluster has; `evaluation_actors` is what there was room for at first."""
     reserved: bool = False
     """The actors' places were reserved together with this process's (Ray's placement group)."""
 
@@ -68,8 +73,9 @@ def connect(resources: ResourcesConfig) -> Iterator[Allocation]:
     set), else starts one on this machine and ends it afterwards. `UserError` where there is no cluster at the
     address, or it cannot hold `resources`, or it dies.
     """
+    auto = resources.evaluation_actors == "auto"
     if ray.is_initialized():
-        yield resolve(resources, offer())
+        yield replace(resolve(resources, offer()), elastic=auto)
         return
     address = os.environ.get("RAY_ADDRESS", "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -80,7 +86,7 @@ def connect(resources: ResourcesConfig) -> Iterator[Allocation]:
         else:
             _join(address)
         with while_ray_lives(PRIVATE if private else SHARED):
-            yield resolve(resources, offer())
+            yield replace(resolve(resources, offer()), elastic=auto and not private)
     finally:
         ray.shutdown()
 
@@ -90,6 +96,14 @@ def offer() -> Offer:
     total = ray.cluster_resources()
     hosts = sum(bool(node["Alive"]) for node in ray.nodes())
     return Offer(cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), hosts=hosts)
+
+
+def room_for_actors(allocation: Allocation) -> int:
+    """Evaluation actors that the connected cluster can hold now, whatever runs there; at least one."""
+    total = ray.cluster_resources()
+    shares = {"CPU": allocation.cpus_per_actor, "GPU": allocation.gpus_per_actor}
+    # Three thirds of a GPU are one.
+    return max(1, min(int(total.get(kind, 0) / share + 1e-6) for kind, share in shares.items() if share))
 
 
 def resolve(resources: ResourcesConfig, offered: Offer) -> Allocation:
@@ -149,16 +163,35 @@ def object_store_bytes(free_shared_memory: int) -> int:
 
 
 def _start_local() -> None:
-    # Ray would switch token authentication on for a private instance, and so for all of this user's clusters.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray asks for a token unless RAY_AUTH_MODE says otherwise, and would keep it in ~/.ray for all of this
+    # user's clusters: a private instance has its own, in memory.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else _OBJECT_STORE_BYTES
     try:
-        ray.init("local", object_store_memory=object_store_bytes(shared), **_options(worker_environment()))
+        with on_loopback(), patiently():
+            ray.init(
+                "local", object_store_memory=object_store_bytes(shared), **_options(worker_environment())
+            )
         # Whatever log_to_driver says, Ray would report a dead process in many lines, in the midst of a table.
         ray._private.worker._worker_logs_enabled = False
     except Exception as error:  # Ray raises a bare Exception when the machine is too busy
         cause = str(error).strip().partition("\n")[0]
         raise UserError(f"Ray cannot be started on this machine: {cause}; run the command again") from error
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started in this block listens on 127.0.0.1 alone; else, on every address of the machine.
+
+    Ray does so by itself where it cannot form clusters, as on macOS, and only asks for this once.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _join(address: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from tt_ray.config import DecoderName, PlannerConfig
 from tt_ray.data.episodes import DataSpec
-from tt_ray.distributed.cluster import Allocation
+from tt_ray.distributed.cluster import Allocation, room_for_actors
 from tt_ray.distributed.rollouts import evaluate_seeds
 from tt_ray.errors import UserError
 from tt_ray.evaluation.environments import check_compatible, make_environment
@@ -29,6 +29,7 @@ from tt_ray.evaluation.rollout import (
 from tt_ray.evaluation.scores import ScoreSummary
 from tt_ray.model.checkpoint import load_checkpoint
 from tt_ray.model.critic import load_critic
+from tt_ray.plain import MALFORMED
 from tt_ray.planning.engine import PlanningEngine
 
 GREEDY = PlannerConfig(horizon=1, beam_width=1, n_expand=1, k_act=1, cdf_act=None)
@@ -180,11 +181,20 @@ def check_environment(spec: DataSpec) -> None:
 
 
 def read_episodes(folder: Path) -> dict[int, EpisodeResult]:
-    """The finished episodes in an evaluation's folder by seed; a last line that is not whole is left out."""
+    """The finished episodes in an evaluation's folder by seed; a last line that is not whole is left out.
+
+    `UserError` where another line is damaged.
+    """
     path = folder / "episodes.jsonl"
-    text = path.read_text() if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    results = [EpisodeResult.from_json(json.loads(line)) for line in lines]
+    text = path.read_bytes() if path.exists() else b""
+    results = []
+    for number, line in enumerate(text.split(b"\n")[:-1], start=1):
+        try:
+            results.append(EpisodeResult.from_json(json.loads(line)))
+        except MALFORMED as error:
+            reason = " ".join(str(error).split())
+            advice = "remove the file, and its episodes are run again"
+            raise UserError(f"{path}:{number}: damaged ({reason}); {advice}") from error
     return {result.seed: result for result in results}
 
 
@@ -255,7 +265,8 @@ def evaluate(
     evaluate_seeds(
         seeds,
         worker,
-        actors=min(allocation.evaluation_actors, max(1, math.ceil(len(seeds) / slots))),
+        actors=partial(room_for_actors, allocation) if allocation.elastic else allocation.evaluation_actors,
+        slots=slots,
         cpus_per_actor=allocation.cpus_per_actor,
         gpus_per_actor=allocation.gpus_per_actor,
         reserved=allocation.reserved,

@@ -56,7 +56,7 @@ class Holder(NamedTuple):
             return None
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # the latter: a number that no process can have
             return False
         except PermissionError:
             pass  # it exists

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +31,7 @@ from tt_ray.distributed.usage import Usage
 from tt_ray.errors import UserError
 from tt_ray.evaluation.collect import collect, method_of
 from tt_ray.fingerprints import critic_fingerprint, model_fingerprint, tokens_fingerprint
-from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics, last_checkpoint
+from tt_ray.model.checkpoint import best_checkpoint, checkpoint_metrics, damaged_checkpoints, last_checkpoint
 from tt_ray.planning.objectives import find_objective, planned_objective
 from tt_ray.tracking import Run
 
@@ -138,9 +138,8 @@ class Line:
         `on_point` is told of every point of the curves while this process trains.
         """
         folder, steps = self.models[seed], self.config.training.steps
-        inputs = [("tokens", self.tokens.name)]
-        name = f"model {seed}"
-        with self.stage("models", folder.name, name, work="training", inputs=inputs) as stage:
+        stage_of = partial(self.stage, "models", folder.name, inputs=[("tokens", self.tokens.name)])
+        with stage_of(f"model {seed}", work="training", enough=_whole) as stage:
             if not stage.held:
                 replay(folder / "journal.jsonl", run)
             else:
@@ -246,6 +245,11 @@ class Line:
         }
         loss = checkpoint_metrics(best).get("val/loss") if best is not None else None
         return description if loss is None else {**description, "val/loss": loss}
+
+
+def _whole(stage: Stage) -> bool:
+    """Whether a model's checkpoints are as they were written; else it is trained again from one that is."""
+    return not damaged_checkpoints(stage.path)
 
 
 def check_objective(config: ExperimentConfig) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tt_ray.config import ExperimentConfig, PlannerConfig, require, to_dict
@@ -171,7 +172,15 @@ class PredictionStudy:
                 with whole_file(file) as temporary:
                     save_file(prediction.to_arrays(), temporary)
                 stage.publish({"prediction": LABELS[model], "starts": len(starts)})
+        return _read(file)
+
+
+def _read(file: Path) -> Prediction:
+    try:
         return Prediction(**load_file(file))
+    except (OSError, TypeError, SafetensorError) as error:
+        advice = f"remove {file.parent}, and it is made again"
+        raise UserError(f"{file}: damaged ({' '.join(str(error).split())}); {advice}") from error
 
 
 def _counted(draw: Draw, starts: int, update: Update) -> Iterator[Rollouts]:

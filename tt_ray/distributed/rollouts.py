@@ -1,7 +1,8 @@
 """Evaluation episodes on a pool of Ray actors, each counted once whatever dies.
 
 Seeds are leased one at a time from a queue the moment a slot is free, wherever that is; results stream to the
-driver, which alone decides what is done. What a dead actor held goes back to the queue.
+driver, which alone decides what is done. What a dead actor held goes back to the queue. Hosts may join and
+leave meanwhile: who runs an episode makes no difference to it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tt_ray.distributed.leases import LeaseQueue
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult, Policy, run_episodes
 
@@ -39,13 +41,18 @@ WorkerFactory = Callable[[], tuple[Policy, Callable[[], gym.Env]]]
 _DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 _POLL = 2.0  # seconds between two looks at how far the actors are
 _PATIENCE = 60.0  # seconds without a step before the log says what is being waited for
+_LASTING = 15.0  # seconds after which an evaluation is worth new hosts, which take minutes to start
+
+Places = Callable[[], int]
+"""Actors that the cluster has room for at the moment."""
 
 
 def evaluate_seeds(
     seeds: Sequence[int],
     make_worker: WorkerFactory,
     *,
-    actors: int,
+    actors: int | Places,
+    slots: int = 1,
     cpus_per_actor: float = 1,
     gpus_per_actor: float = 0,
     reserved: bool = False,
@@ -54,6 +61,10 @@ def evaluate_seeds(
     on_steps: Callable[[int], None] | None = None,
 ) -> list[EpisodeResult]:
     """Run one episode for each of `seeds` (all different) on a pool of actors; results in that order.
+
+    `actors`: so many, or as many as there is room for, asked every few seconds; but no more than have work at
+    `slots` episodes each. Those that find no room wait for it, which is what has an autoscaler start hosts: a
+    pool that follows its cluster asks for up to twice the room once it has worked for a while.
 
     `make_worker` must be picklable. `on_result` is called here, on the driver, once for each episode as it
     arrives, and `on_steps` every few seconds with the environment steps taken so far. An episode whose actor
@@ -64,52 +75,15 @@ def evaluate_seeds(
         raise ValueError("evaluate_seeds: a seed is given twice")
     if not seeds:
         return []
-    pool = _Pool(seeds, make_worker, cpus_per_actor, gpus_per_actor, max_tries, on_steps, reserved)
+    size = _Size(actors, slots)
+    pool = _Pool(seeds, make_worker, size, cpus_per_actor, gpus_per_actor, max_tries, on_steps, reserved)
     try:
-        for result in pool.results(min(actors, len(seeds))):
+        for result in pool.results():
             if on_result is not None:
                 on_result(result)
         return [pool.received[seed] for seed in seeds]
     finally:
         pool.close()
-
-
-class LeaseQueue:
-    """Which seeds wait and who holds the others.
-
-    An actor of its own, so that free slots are filled without waiting for the driver.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self._waiting = deque(seeds)
-        self._held: dict[int, list[int]] = {}
-        self._revoked: set[int] = set()
-        self._steps: dict[int, int] = {}
-
-    def report(self, worker: int, steps: int) -> None:
-        """Note the environment steps that `worker` has taken in all."""
-        self._steps[worker] = steps
-
-    def steps(self) -> int:
-        """Environment steps that all workers together have reported."""
-        return sum(self._steps.values())
-
-    def take(self, worker: int) -> int | None:
-        """Lease the next seed to `worker`; None when none waits, or when `worker` has been declared dead."""
-        if not self._waiting or worker in self._revoked:
-            return None
-        seed = self._waiting.popleft()
-        self._held.setdefault(worker, []).append(seed)
-        return seed
-
-    def revoke(self, worker: int) -> list[int]:
-        """Give `worker` nothing more; every seed that it was ever given."""
-        self._revoked.add(worker)
-        return self._held.pop(worker, [])
-
-    def put(self, seeds: Sequence[int]) -> None:
-        """Make seeds wait again, behind the others."""
-        self._waiting.extend(seeds)
 
 
 class Evaluator:
@@ -152,6 +126,30 @@ class _Worker:
     handle: Any
 
 
+class _Size:
+    """How many actors a pool should have."""
+
+    def __init__(self, actors: int | Places, slots: int) -> None:
+        self._actors, self._slots = actors, slots
+        self._began = math.inf
+        self.room = 1
+        """Actors that run at once, as far as is known."""
+
+    def begin(self) -> None:
+        """Note that actors are at work."""
+        self._began = min(self._began, time.monotonic())
+
+    def target(self, missing: int) -> int:
+        """Actors to have while so many episodes are missing, with those that wait for room; at least one."""
+        if isinstance(self._actors, int):
+            most = self.room = self._actors
+        else:
+            self.room = max(1, self._actors())
+            lasting = time.monotonic() - self._began > _LASTING
+            most = 2 * self.room if lasting else self.room
+        return max(1, min(most, math.ceil(missing / self._slots)))
+
+
 class _Pool:
     """The driver's side: actors, their streams of results, and what has been received."""
 
@@ -159,6 +157,7 @@ class _Pool:
         self,
         seeds: Sequence[int],
         make_worker: WorkerFactory,
+        size: _Size,
         cpus: float,
         gpus: float,
         max_tries: int,
@@ -169,12 +168,13 @@ class _Pool:
         self._strategy = None if reserved else "SPREAD"
         self._steps, self._stepped, self._looked = 0, time.monotonic(), time.monotonic()
         self.received: dict[int, EpisodeResult] = {}
-        self._seeds = seeds
+        self._seeds, self._size = seeds, size
         self._cpus, self._gpus, self._max_tries = cpus, gpus, max_tries
         self._tries: Counter[int] = Counter()
         self._numbers = itertools.count()
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
+        self._unheard: dict[int, _Worker] = {}  # no result of theirs has come yet
         self._stillborn = 0  # actors that died before they took a seed, since the last result
         self._streams: dict[Any, _Worker] = {}
         self._make_worker = ray.put(make_worker)
@@ -194,17 +194,17 @@ class _Pool:
         )
         self._asked = self._leases.steps.remote()
 
-    def results(self, actors: int) -> Iterator[EpisodeResult]:
+    def results(self) -> Iterator[EpisodeResult]:
         """Every seed's result, once, as it arrives."""
-        self._idle = [self._spawn() for _ in range(actors)]
-        self._start_idle()
+        self._follow()
         while len(self.received) < len(self._seeds):
-            if not self._streams:
-                self._requeue(self._missing())
-            ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_POLL)
             # By the clock: many actors leave no moment without a result.
             if time.monotonic() - self._looked > _POLL:
                 self._look()
+                self._follow()
+            if not self._streams:
+                self._requeue(self._missing())
+            ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_POLL)
             for stream in ready:
                 result = self._advance(stream)
                 if result is not None and result.seed not in self.received:
@@ -226,12 +226,33 @@ class _Pool:
         )
         worker = _Worker(next(self._numbers), handle)
         self._workers.append(worker)
+        self._unheard[worker.number] = worker
         return worker
+
+    def _follow(self) -> None:
+        """Have as many actors as there is work and room for; only such as have not begun are let go."""
+        target = self._size.target(len(self._seeds) - len(self.received))
+        surplus = len(self._workers) - target
+        if surplus > 0 and self._unheard:
+            self._let_go(surplus)
+        elif surplus < 0 and not self._idle:  # an idle one has found nothing to do
+            self._idle = [self._spawn() for _ in range(-surplus)]
+            self._start_idle()
+
+    def _let_go(self, count: int) -> None:
+        """End up to `count` actors that have not begun, which mostly wait for room; the youngest first."""
+        gone = ray.get(self._leases.let_go.remote(list(reversed(self._unheard)), count))
+        for number in gone:
+            worker = self._unheard.pop(number)
+            ray.kill(worker.handle)
+            self._workers.remove(worker)
+        self._streams = {key: worker for key, worker in self._streams.items() if worker.number not in gone}
+        self._idle = [worker for worker in self._idle if worker.number not in gone]
 
     def _start_idle(self) -> None:
         """Set idle actors to work, each with its share of what is missing at most: no actor takes it all."""
         missing = len(self._seeds) - len(self.received)
-        limit = math.ceil(missing / len(self._workers))
+        limit = math.ceil(missing / max(1, min(self._size.room, len(self._workers))))
         for worker in self._idle:
             run = worker.handle.run.options(num_returns="streaming")
             self._streams[run.remote(worker.number, self._leases, self._make_worker, limit)] = worker
@@ -256,13 +277,15 @@ class _Pool:
             return None
         except RayError as error:
             raise UserError(f"an evaluation actor could not run: {_first_line(error)}") from error
+        self._unheard.pop(worker.number, None)
         self._streams[stream] = worker  # last in line, so that one fast stream does not starve the others
         return result
 
     def _replace(self, worker: _Worker, error: Exception) -> None:
-        """Put back what a dead actor held, and start another in its place."""
+        """Put back what a dead actor held, and start another in its place where there is use for it."""
         ray.kill(worker.handle)  # where the actor was only out of reach
         self._workers.remove(worker)
+        self._unheard.pop(worker.number, None)
         held = ray.get(self._leases.revoke.remote(worker.number))
         if not held:
             self._count_stillborn(error)
@@ -270,8 +293,8 @@ class _Pool:
         logger.warning(
             "an evaluation actor died; %d episodes start again (%s)", len(lost), _first_line(error)
         )
-        self._idle.append(self._spawn())
         self._requeue(lost)
+        self._follow()
 
     def _requeue(self, seeds: list[int]) -> None:
         """Let `seeds` wait again, and set idle actors to work on them."""
@@ -304,6 +327,7 @@ class _Pool:
             self._asked = self._leases.steps.remote()
         if steps != self._steps:
             self._steps, self._stepped = steps, time.monotonic()
+            self._size.begin()
             if self._on_steps is not None:
                 self._on_steps(steps)
         elif time.monotonic() - self._stepped > _PATIENCE:

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from tt_ray.distributed.claims import Claim, Claims, Timing, sync
 from tt_ray.distributed.holders import Holder
@@ -49,7 +49,7 @@ class Manifest:
 
     kind: str
     key: str
-    created: datetime  # UTC
+    created: AwareDatetime  # UTC
     seconds: float
     """What it took to compute, interrupted attempts included: the time that a reuse saves."""
     bytes: int

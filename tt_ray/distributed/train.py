@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,11 +16,14 @@ from tt_ray.data.windows import split_episodes
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import experiment_from_dict
-from tt_ray.model.checkpoint import last_checkpoint, prune_checkpoints
+from tt_ray.model.checkpoint import damaged_checkpoints, last_checkpoint, prune_checkpoints
+from tt_ray.model.folders import remove_folder
 from tt_ray.tracking import Journal
 from tt_ray.training.critic import CriticJob, Transitions, fit_critic
 from tt_ray.training.job import make_job
 from tt_ray.training.loop import Workers, fit
+
+logger = logging.getLogger(__name__)
 
 RAY = "ray"  # Ray Train's own folder; nothing of ours is in there
 
@@ -48,7 +52,7 @@ def train_model(
     allocation: Allocation,
     on_point: OnPoint | None = None,
 ) -> None:
-    """Train the model of `seed` in `folder`, from its last checkpoint if it has one, to the end.
+    """Train the model of `seed` in `folder`, from its last whole checkpoint if it has one, to the end.
 
     One worker runs the loop in this process where that has what it needs, else Ray Train runs the workers:
     one that dies is replaced and all go on from the last checkpoint, resources.max_failures times. `on_point`
@@ -61,6 +65,9 @@ def train_model(
         "seed": seed,
         "cuda": allocation.gpus_per_worker > 0,
     }
+    for path, reason in damaged_checkpoints(folder).items():
+        logger.warning("%s; it is removed, and training goes on from an earlier one", reason)
+        remove_folder(path)
     if steps_done(folder) == config.training.steps:
         pass  # killed after the last step
     elif allocation.workers == 1 and allocation.in_process:

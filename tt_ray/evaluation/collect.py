@@ -16,11 +16,11 @@ from typing import Any, Protocol, TypeVar
 
 import gymnasium as gym
 import numpy as np
-from minari.dataset.minari_storage import MinariStorage
 
 from tt_ray.config import CollectConfig, to_dict
 from tt_ray.data.d4rl_names import reference_scores
-from tt_ray.data.minari_folder import OWN_METADATA, check_new_id, dataset_folder
+from tt_ray.data.minari_folder import check_new_id
+from tt_ray.data.minari_reader import own_metadata
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.errors import UserError
 from tt_ray.evaluation.random_search import Search, advance, final_return, learning_episode, start, trials
@@ -273,10 +273,9 @@ def _described(environment: str) -> str | dict[str, Any]:
 def _collected_before(dataset_id: str, config: CollectConfig, identity: str) -> dict[str, Any]:
     """Metadata of the data set that is there; `UserError` unless it was collected with the same settings."""
     try:
-        raw = MinariStorage.read_raw_metadata(dataset_folder(dataset_id) / "data")
-    except (OSError, ValueError) as error:
+        metadata = own_metadata(dataset_id)
+    except UserError as error:
         raise UserError(f"data set {dataset_id} exists, but is damaged: overwrite it ({error})") from error
-    metadata = raw.get(OWN_METADATA, {}).get("metadata", {})
     if metadata.get("collect_fingerprint") == identity:
         return metadata
     wanted, before = to_dict(config), metadata.get("collect", {})

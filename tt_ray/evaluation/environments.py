@@ -106,15 +106,20 @@ def make_environment(
     sorted by path), `observation_dim` how many dimensions of these; `goal_keys` come before them and are no
     part of them. `max_steps` replaces the time limit; `render`: `env.render()` returns an RGB frame.
 
+    A description comes with data and checkpoints of others, so it may name classes of environments and
+    wrappers, whose modules are imported from this machine, and nothing else that can be called.
+
     Raises `UserError` where the environment is unknown, cannot be imported, or its spaces are not supported.
     """
     _forward_mujoco_warnings()
-    spec = _environment_spec(environment)
     options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}
     try:
+        spec = _environment_spec(environment)
         env = gym.make(spec, max_episode_steps=max_steps, disable_env_checker=True, **options)
-    except (ImportError, gym.error.Error, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"environment {environment['id']} cannot be made: {_one_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # the environment may be anybody's, and fail in any way
+        raise UserError(f"environment {environment.get('id')} cannot be made: {_one_line(error)}") from error
     remove_leftover(env)
     try:
         return _flatten(env, environment["id"], observation_keys, observation_dim, goal_keys)
@@ -164,7 +169,7 @@ def random_return(env: gym.Env, seed: int) -> float:
 
 def _environment_spec(environment: Mapping[str, Any]) -> EnvSpec:
     """The description as Gymnasium's EnvSpec, its module imported."""
-    if not environment.get("id"):
+    if not environment.get("id") or not isinstance(environment["id"], str):
         raise UserError("the data set names no environment: episodes can only be run where one is named")
     module, _, name = environment["id"].rpartition(":")
     if module:
@@ -178,7 +183,7 @@ def _environment_spec(environment: Mapping[str, Any]) -> EnvSpec:
     ):
         raise UserError(f"environment {name} needs a further package: pip install 'tt-ray[mazes]'")
     if entry_point:
-        _import_module(entry_point.partition(":")[0], environment["id"])
+        _check_entry_point(entry_point, gym.Env, environment["id"])
         spec = EnvSpec(id=name)
     else:
         spec = _registered_spec(name)
@@ -191,6 +196,8 @@ def _environment_spec(environment: Mapping[str, Any]) -> EnvSpec:
     wrappers = environment.get("additional_wrappers") or ()
     if wrappers:
         changes["additional_wrappers"] = tuple(WrapperSpec(**wrapper) for wrapper in wrappers)
+        for wrapper in changes["additional_wrappers"]:
+            _check_entry_point(wrapper.entry_point, gym.Wrapper, environment["id"])
     return dataclasses.replace(spec, **changes)
 
 
@@ -207,6 +214,24 @@ def _registered_spec(name: str) -> EnvSpec:
             if importlib.util.find_spec("gymnasium_robotics") is None and not near:
                 hint += ", or pip install 'tt-ray[mazes]' if it is a maze's or a robot's"
             raise UserError(f"unknown environment {name!r}: {hint}") from error
+
+
+def _check_entry_point(entry_point: str, kind: type, environment_id: str) -> None:
+    """`UserError` unless it is a class of that kind, or what is registered here under the environment's id.
+
+    Gymnasium calls an entry point with the arguments that stand beside it, whatever it is.
+    """
+    module, _, name = entry_point.partition(":")
+    _import_module(module, environment_id)
+    registered = gym.registry.get(environment_id.rpartition(":")[2])
+    found = getattr(sys.modules[module], name, None)
+    if isinstance(found, type) and issubclass(found, kind):
+        return
+    if registered is None or registered.entry_point != entry_point:
+        raise UserError(
+            f"environment {environment_id}: its entry point {entry_point} is no {kind.__name__} class, "
+            "and is not called; register the environment in a module, and name it as module:EnvId"
+        )
 
 
 def _import_module(module: str, environment_id: str) -> None:

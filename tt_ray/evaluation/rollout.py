@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tt_ray.evaluation.paths import PathRecorder, Point
+from tt_ray.plain import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,10 @@ class EpisodeResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EpisodeResult:
-        """Inverse of `to_json`."""
-        named = {"episode_return" if key == "return" else key: value for key, value in data.items()}
-        path, goal = (named.pop(name, ()) for name in _PATH)
-        return cls(**named, path=tuple(tuple(point) for point in path), goal=tuple(goal))
+        """Inverse of `to_json`; `TypeError` where `data` is no such thing."""
+        return build(
+            cls, {"episode_return" if key == "return" else key: value for key, value in data.items()}
+        )
 
 
 _PATH = ("path", "goal")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from tt_ray.data.minari_folder import datasets_root
 from tt_ray.data.minari_writer import RecordedEpisode
 from tt_ray.errors import UserError
+from tt_ray.plain import MALFORMED
 
 State = TypeVar("State")
 
@@ -73,11 +76,11 @@ class WorkFolder:
         paths = self._shards()
         for index, path in enumerate(paths):
             try:
-                with np.load(path) as shard:
+                with np.load(path, allow_pickle=False) as shard:
                     for _ in _unpack(shard):
                         pass
                     state = restore(shard)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except (*MALFORMED, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error):
                 for damaged in paths[index:]:
                     damaged.unlink()
                 break
@@ -86,7 +89,7 @@ class WorkFolder:
     def episodes(self) -> Iterator[RecordedEpisode]:
         """All episodes so far, in the order in which they were saved."""
         for path in self._shards():
-            with np.load(path) as shard:
+            with np.load(path, allow_pickle=False) as shard:
                 yield from _unpack(shard)
 
     def remove(self) -> None:

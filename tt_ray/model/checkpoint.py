@@ -30,8 +30,17 @@ from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
-from tt_ray.model.folders import CHECKSUMS, remove_folder, sha256, write_folder
+from tt_ray.model.folders import (
+    CHECKSUMS,
+    DAMAGED,
+    read_metrics,
+    read_network,
+    remove_folder,
+    sha256,
+    write_folder,
+)
 from tt_ray.model.transformer import TrajectoryTransformer
+from tt_ray.plain import MALFORMED, build, convert, read_json
 
 STEP_PREFIX = "step-"
 
@@ -85,9 +94,10 @@ def verify_checkpoint(folder: Path) -> None:
     if not (folder / CHECKSUMS).is_file():
         raise UserError(f"{folder}: not a checkpoint folder ({CHECKSUMS} is missing)")
     try:
-        checksums = json.loads((folder / CHECKSUMS).read_text())
-        expected = {str(name): str(digest) for name, digest in checksums.items()}
-    except (ValueError, AttributeError) as error:
+        expected = convert(dict[str, str], read_json(folder / CHECKSUMS))
+        if any(Path(name).name != name for name in expected):
+            raise ValueError("it names files elsewhere")
+    except MALFORMED as error:
         raise UserError(f"{folder / CHECKSUMS}: damaged ({error}); restore it or train again") from error
     for name, digest in expected.items():
         file = folder / name
@@ -101,18 +111,27 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     """Verify and read a checkpoint folder, the model in evaluation mode; `UserError` if it is unusable."""
     verify_checkpoint(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        model = TrajectoryTransformer(ModelConfig(**config["model"]), TokenLayout.from_json(config["layout"]))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        bins = load_numpy(folder / "discretizer.safetensors")
-        discretizer = Discretizer.from_arrays(config["strategy"], bins)
+        config = read_json(folder / "config.json")
+        layout, sizes = TokenLayout.from_json(config["layout"]), build(ModelConfig, config["model"])
+        discretizer = _read_bins(folder, config["strategy"], layout)
+        model = read_network(folder, lambda: TrajectoryTransformer(sizes, layout), sizes.num_layers)
         spec = DataSpec.from_json(config["data"])
-        metrics = json.loads((folder / "metrics.json").read_text())
-        step, experiment = int(config["step"]), config["experiment"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if (spec.observation_dim, spec.action_dim) != (layout.observation_dim, layout.action_dim):
+            raise ValueError("the data's dimensions are not the model's")
+        metrics = read_metrics(folder)
+        step, experiment = convert(int, config["step"]), convert(dict[str, Any], config["experiment"])
+    except DAMAGED as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{folder}: not a checkpoint that this version can read ({reason})") from error
     return Checkpoint(model.to(device).eval(), discretizer, spec, experiment, step, metrics)
+
+
+def _read_bins(folder: Path, strategy: Any, layout: TokenLayout) -> Discretizer:
+    bins = load_numpy(folder / "discretizer.safetensors")
+    discretizer = Discretizer.from_arrays(convert(str, strategy), bins)
+    if (discretizer.dims, discretizer.num_bins) != (layout.slots, layout.num_bins):
+        raise ValueError("the bins are not the model's")
+    return discretizer
 
 
 def load_training_state(folder: Path) -> dict[str, Tensor]:
@@ -140,8 +159,8 @@ def checkpoint_metrics(folder: Path) -> dict[str, float]:
     """What the validation at a checkpoint found; `UserError` where its file is damaged."""
     file = folder / "metrics.json"
     try:
-        return {name: float(value) for name, value in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return read_metrics(folder)
+    except MALFORMED as error:
         raise UserError(f"{file}: damaged or missing ({error}); restore it or train again") from error
 
 
@@ -154,6 +173,17 @@ def best_checkpoint(folder: Path) -> Path | None:
     """Checkpoint of the lowest validation loss (the last one where there is none), or None."""
     losses = [(_validation_loss(path), path) for path in reversed(checkpoint_folders(folder))]
     return min(losses, key=lambda entry: entry[0])[1] if losses else None
+
+
+def damaged_checkpoints(folder: Path) -> dict[Path, str]:
+    """What is wrong with those of a model's checkpoints that are not as they were written."""
+    damaged = {}
+    for path in checkpoint_folders(folder):
+        try:
+            verify_checkpoint(path)
+        except UserError as error:
+            damaged[path] = str(error)
+    return damaged
 
 
 def prune_checkpoints(folder: Path) -> None:

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tt_ray.config import CriticConfig
 from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.model.checkpoint import verify_checkpoint
-from tt_ray.model.folders import write_folder
+from tt_ray.model.folders import DAMAGED, read_metrics, read_network, write_folder
+from tt_ray.plain import build, convert, read_json
 
 MIN_STD = 1e-3
 """Dimensions that vary less count as constant, and are only centred."""
@@ -84,6 +84,15 @@ def _mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
+class _Sizes:
+    """What `Critic` takes."""
+
+    observation_dim: int
+    action_dim: int
+    hidden: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CriticCheckpoint:
     """A critic with what it was trained on and how."""
 
@@ -134,14 +143,16 @@ def load_critic(
     """
     verify_checkpoint(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        critic = Critic(**config["critic"])
-        critic.load_state_dict(load_file(folder / "model.safetensors"))
+        config = read_json(folder / "config.json")
+        sizes = build(_Sizes, config["critic"])
+        critic = read_network(folder, lambda: Critic(**vars(sizes)), len(sizes.hidden))
         own_spec = DataSpec.from_json(config["data"])
-        metrics = json.loads((folder / "metrics.json").read_text())
-        step, settings = int(config["step"]), config["settings"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if (own_spec.observation_dim, own_spec.action_dim) != (sizes.observation_dim, sizes.action_dim):
+            raise ValueError("the data's dimensions are not the critic's")
+        metrics = read_metrics(folder)
+        step, settings = convert(int, config["step"]), convert(dict[str, Any], config["settings"])
+    except DAMAGED as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{folder}: not a critic that this version can read ({reason})") from error
     if spec is not None:
         _require_dimensions(folder, critic, spec)

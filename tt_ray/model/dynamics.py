@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.model.checkpoint import verify_checkpoint
-from tt_ray.model.folders import write_folder
+from tt_ray.model.folders import DAMAGED, read_metrics, read_network, write_folder
+from tt_ray.plain import build, convert, read_json
 
 MIN_STD = 1e-4
 """Dimensions that vary less count as constant, and are only centred."""
@@ -181,6 +181,17 @@ def _gaussian_loss(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor
 
 
 @dataclass(frozen=True)
+class _Sizes:
+    """What `Ensemble` takes."""
+
+    members: int
+    observation_dim: int
+    action_dim: int
+    hidden: tuple[int, ...]
+    partial: bool = False
+
+
+@dataclass(frozen=True)
 class EnsembleCheckpoint:
     """An ensemble with what it was trained on and how."""
 
@@ -221,14 +232,16 @@ def load_ensemble(
     """
     verify_checkpoint(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        ensemble = Ensemble(**config["ensemble"])
-        ensemble.load_state_dict(load_file(folder / "model.safetensors"))
+        config = read_json(folder / "config.json")
+        sizes = build(_Sizes, config["ensemble"])
+        ensemble = read_network(folder, lambda: Ensemble(**vars(sizes)), len(sizes.hidden))
         own_spec = DataSpec.from_json(config["data"])
-        metrics = json.loads((folder / "metrics.json").read_text())
-        step, settings = int(config["step"]), config["settings"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if (own_spec.observation_dim, own_spec.action_dim) != (sizes.observation_dim, sizes.action_dim):
+            raise ValueError("the data's dimensions are not the ensemble's")
+        metrics = read_metrics(folder)
+        step, settings = convert(int, config["step"]), convert(dict[str, Any], config["settings"])
+    except DAMAGED as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{folder}: not an ensemble that this version can read ({reason})") from error
     if spec is not None:
         _require_data(folder, ensemble, own_spec, spec)

@@ -19,10 +19,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, SupportsFloat
 
 from tt_ray.errors import UserError
+from tt_ray.plain import MALFORMED, convert
 
 Record = dict[str, Any]
 
 MAX_NAME_LENGTH = 250
+LARGEST = 2**63 - 1
+_HINTS: dict[str, Any] = {
+    "time": int,
+    "step": int,
+    "metrics": dict[str, float],
+    "params": dict[str, str],
+    "tags": dict[str, str],
+    "artifact": list[str],
+    "dataset": dict[str, Any],
+    "status": str,
+}
+"""What a record may hold."""
 
 
 def now() -> int:
@@ -51,10 +64,25 @@ def parse(file: BinaryIO, offset: int) -> Iterator[tuple[Record, int]]:
         offset += len(line)
         try:
             record = json.loads(line)
-        except ValueError:
+            _check(record)
+        except MALFORMED:
             continue
-        if isinstance(record, dict):
-            yield record, offset
+        yield record, offset
+
+
+def _check(record: Any) -> None:
+    """One of `MALFORMED` unless this is a record that can be sent."""
+    if not isinstance(record, dict) or len(record.get("artifact", ("path", "folder"))) != 2:
+        raise TypeError("this is no record")
+    for name, hint in _HINTS.items():
+        if name in record:
+            convert(hint, record[name])
+    if "metrics" in record:
+        for number in (record["time"], record["step"]):
+            if abs(number) > LARGEST:
+                raise ValueError(f"{number} is more than MLflow can hold")
+        for name in record["metrics"]:
+            check_name(name)
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:

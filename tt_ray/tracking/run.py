@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, Self, SupportsFloat, get_args
 
 from tt_ray.config import flatten
 from tt_ray.errors import UserError
+from tt_ray.plain import MALFORMED, build, read_json
 from tt_ray.tracking.journal import Journal, MemoryJournal, check_name
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -48,10 +49,13 @@ class RunState:
         """The state in `folder`, or None where there is none."""
         path = folder / "run.json"
         try:
-            return cls(**json.loads(path.read_text()))
+            state = build(cls, read_json(path))
+            if state.offset < 0 or any(len(entry) != 2 for entry in state.pending):
+                raise ValueError("it is no state")
+            return state
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
+        except MALFORMED:
             raise UserError(f"{path}: not a run's state; remove it to start a new MLflow run here") from None
 
     def save(self, folder: Path) -> None:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.plain import MALFORMED, build, read_json
 from tt_ray.sweep_file import Trial
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -109,11 +110,13 @@ def read_record(folder: Path) -> Record | None:
     """The record in a cell's folder, None where there is none; `UserError` for a damaged one."""
     file = folder / RESULT
     try:
-        data = json.loads(file.read_text())
-        return Record(**{key: value for key, value in data.items() if key in _FIELDS})
+        data = read_json(file)
+        record = build(Record, {key: value for key, value in data.items() if key in _FIELDS})
+        _ = record.results, [(int(count), value) for count, value in record.reports]
+        return record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise UserError(f"{file}: damaged ({error}); remove it, and the cell is done again") from error
 
 

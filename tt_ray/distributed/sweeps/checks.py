@@ -11,6 +11,7 @@ from tt_ray.config import ExperimentConfig
 from tt_ray.data.episodes import DataSpec
 from tt_ray.distributed import cluster
 from tt_ray.distributed.line import Line, Progress, check_data, check_objective, collect_data
+from tt_ray.distributed.sweeps.ownership import require_own
 from tt_ray.distributed.sweeps.proposals import import_optuna
 from tt_ray.distributed.sweeps.study import DataKey, Study, by_data
 from tt_ray.errors import UserError
@@ -36,6 +37,7 @@ def check_sweep(sweep: Sweep, flags: Flags) -> Study:
     study = Study(with_absolute_storage(sweep))
     if not flags.dry_run:
         refuse_running(study)
+        require_own(study.folder)
     if study.by_optuna:
         import_optuna()
     _check_scheduler(sweep)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tt_ray.distributed.following import Update
+from tt_ray.plain import MALFORMED, read_json
 from tt_ray.sweep_file import Trial
 
 INTERVAL = 1.0  # seconds between two writings
@@ -58,6 +59,6 @@ def progress_file(sweep: Path, trial: Trial) -> Path:
 def read_progress(sweep: Path, trial: Trial) -> str:
     """What a running trial says of itself; empty where it has not said anything yet."""
     try:
-        return str(json.loads(progress_file(sweep, trial).read_text())["text"])
-    except (OSError, ValueError, KeyError):
+        return str(read_json(progress_file(sweep, trial))["text"])
+    except MALFORMED:
         return ""

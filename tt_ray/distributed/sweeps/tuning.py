@@ -19,6 +19,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 from tt_ray.distributed.sweeps.capacity import Capacity
 from tt_ray.distributed.sweeps.halving import COUNT, VALUE, Past, scheduler
+from tt_ray.distributed.sweeps.ownership import require_own
 from tt_ray.distributed.sweeps.proposals import INDEX, decoded, optuna_search
 from tt_ray.distributed.sweeps.trial import Task, run_trial
 from tt_ray.distributed.vigil import NOTICED
@@ -121,7 +122,7 @@ class Tuning:
             run_trial(task_of(config), lambda count, value: tune.report({COUNT: count, VALUE: value}))
 
         bundles = [self.capacity.bundle, *self.capacity.actor_bundles]
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._prepare_folder()
         tuner = tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory(bundles)),
             param_space=space,
@@ -145,6 +146,15 @@ class Tuning:
             tuner.fit()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _prepare_folder(self) -> None:
+        """An empty folder that this user alone can read and write: Tune reads its pickled errors back."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        require_own(self.folder)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be made anew: {error.strerror}") from error
 
 
 def _prepare() -> None:
