@@ -13,7 +13,7 @@ import pytest
 from tt_ray.config import CriticConfig, to_dict
 from tt_ray.data.d4rl_names import parse_d4rl_name
 from tt_ray.distributed.evaluate import GREEDY
-from tt_ray.evaluation.mazes import U_MAZE_FAR, Grid
+from tt_ray.evaluation.mazes import MEDIUM_MAZE_FAR, Grid
 from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
 from tt_ray.sweep_file import Sweep, Trial, load_sweep
 
@@ -126,7 +126,7 @@ def test_one_data_set_is_collected_in_one_way() -> None:
             else:
                 assert config.collect is not None
                 assert made.setdefault(config.dataset.id, config.collect) == config.collect
-    mazes = ["study/fourrooms-v0", "study/umaze-directed-v0", "study/umaze-undirected-v0"]
+    mazes = ["study/fourrooms-v0", "study/mediummaze-directed-v0", "study/mediummaze-undirected-v0"]
     assert sorted(made) == sorted(["study/halfcheetah-v0", "study/hopper-v0", *mazes])
 
 
@@ -237,9 +237,9 @@ def test_undirected_data_never_goes_all_the_way() -> None:
         assert how is not None
         assert how.method == "waypoints"
         assert (how.segment_cells is None) == ("directed" in task and "undirected" not in task)
-        grid = Grid(U_MAZE_FAR)
+        grid = Grid(MEDIUM_MAZE_FAR)
         whole = grid.distances(grid.goals[0])[1, 1]
-        assert how.environment.endswith(":UMazeFar-v0")
+        assert how.environment.endswith(":MediumMazeFar-v0")
         assert how.segment_cells is None or 2 * how.segment_cells <= whole
 
 
