@@ -71,6 +71,7 @@ def test_a_file_that_is_none_is_refused(here: Path, refused: Refused, words: tup
         (("setup_commands",), [], "TT_RAY_STORAGE is not set"),
         (("setup_commands",), ["cat settings.sh\nexport TT_RAY_STORAGE='/a\n"], "TT_RAY_STORAGE: No closing"),
         (("cluster_name",), "CHANGE-ME", "mine.yaml:"),
+        (("cluster_name",), "../auth_token", "cluster_name '../auth_token': use letters"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(

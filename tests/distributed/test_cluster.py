@@ -111,7 +111,7 @@ def test_a_ray_job_is_not_told_twice(monkeypatch):
 
 
 def test_rays_client_protocol_is_refused():
-    with pytest.raises(UserError, match="ray job submit"):
+    with pytest.raises(UserError, match="tt-ray submit"):
         cluster._join("ray://127.0.0.1:10001")
 
 
@@ -160,7 +160,7 @@ def test_a_local_ray_is_started_and_ended(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["1 42 sqlite:///x.db disabled", "ended"]
+    assert done.stdout.splitlines() == ["1 42 sqlite:///x.db token", "ended"]
     assert not (tmp_path / ".ray").exists()  # no token that would lock this user's other clusters
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,18 @@ from command import run, start_until
 from processes import Growth
 from runs import ONE_WORKER
 
-from tt_ray.model.checkpoint import last_checkpoint
+from tt_ray.model.checkpoint import best_checkpoint, last_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 FILES = ("model.safetensors", "training_state.safetensors", "config.json", "checksums.json")
 
 
-def cut(folder: Path, name: str) -> None:
-    """Make a file of the model's last checkpoint shorter, at a place that depends on its name."""
-    last = last_checkpoint(tiny.model_folder(folder))
-    assert last is not None
-    file = last / name
+def cut(folder: Path, name: str, choose: Callable[[Path], Path | None] = last_checkpoint) -> None:
+    """Make a file of one of the model's checkpoints shorter, at a place that depends on its name."""
+    chosen = choose(tiny.model_folder(folder))
+    assert chosen is not None
+    file = chosen / name
     os.truncate(file, random.Random(name).randrange(file.stat().st_size))
 
 
@@ -51,12 +52,13 @@ def test_training_goes_on_from_an_earlier_checkpoint(
 @pytest.mark.fault(
     "cut checkpoint", "of a finished model", "named; equal, by the same command", "undisturbed_run"
 )
+@pytest.mark.parametrize("choose", [last_checkpoint, best_checkpoint])
 def test_a_finished_model_is_trained_again_from_an_earlier_checkpoint(
-    undisturbed_run: Path, tmp_path: Path
+    undisturbed_run: Path, tmp_path: Path, choose: Callable[[Path], Path | None]
 ) -> None:
     file = tiny.write_file(tmp_path)
     start_until(tmp_path, runs.played(tmp_path, runs.EPISODES + 2), "run", file, ONE_WORKER).kill()
-    cut(tmp_path, FILES[-1])
+    cut(tmp_path, FILES[-1], choose)
     said = run(tmp_path, "run", file, ONE_WORKER, "--resume")
     assert f"/{FILES[-1]}: damaged" in "".join(said.split("\n"))
     tiny.assert_same(tiny.model_folder(tmp_path), tiny.model_folder(undisturbed_run))

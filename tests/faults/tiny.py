@@ -111,7 +111,7 @@ def experiment(folder: Path, dropout: float = 0.1, **training: Any) -> Experimen
 
 def model_folder(folder: Path) -> Path:
     """The one model below an experiment's folder."""
-    (found,) = (folder / "runs" / "models").iterdir()
+    (found,) = (folder / "runs" / "models").glob("[!.]*")  # a killed command leaves its claim
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tt_ray.cli.view import console, duration, plain_table
+from tt_ray.cli.view import confirmed, console, duration, plain_table
 from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def down(
     from tt_ray.distributed.launch.lifecycle import down as end
 
     cluster = _named(file)
-    if not yes:
-        typer.confirm(f"End cluster {cluster.name!r} and all that runs on it?", abort=True)
+    if not yes and not confirmed(f"End cluster {cluster.name!r} and all that runs on it?"):
+        _say("nothing was ended")
+        return
     end(cluster, yes=True, force=force, say=_say)
     _say(f"cluster {cluster.name!r} has ended; {cluster.storage} keeps what it computed")
 
@@ -97,7 +98,7 @@ def stop(job: Annotated[str, typer.Argument(metavar="JOB")], cluster: Cluster = 
 
 @cluster_app.command()
 def firewall(file: File = None) -> None:
-    """Print rules for hosts of one's own that close all but ssh to others (nftables)."""
+    """Print rules for hosts of one's own that close Ray's and MLflow's ports to others (nftables)."""
     from tt_ray.distributed.launch.firewall import rules
 
     cluster = _named(file)

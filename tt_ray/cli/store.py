@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from tt_ray.cli.view import console, duration, empty_table
+from tt_ray.cli.view import confirmed, console, duration, empty_table
 from tt_ray.config import ResourcesConfig
 from tt_ray.errors import UserError
 
@@ -121,20 +121,12 @@ def prune(
     else:
         console.print(_stages_table(going, f"{'Would go' if dry_run else 'To be removed'} from {storage}"))
         console.print(_totals_table(going))
-    if dry_run or (going and not yes and not _confirmed(f"\nRemove {_counted(going)}?")):
+    if dry_run or (going and not yes and not confirmed(f"\nRemove {_counted(going)}?")):
         console.print("\nnothing was removed")
         return
     removed = pruning.prune(store, older_than=age, kinds=kinds)  # also the leftovers of killed processes
     if going or removed:
         _show_removed(removed, before, going)
-
-
-def _confirmed(question: str) -> bool:
-    """Whether the answer is yes; Ctrl-C and the end of the input are a no."""
-    try:
-        return typer.confirm(question, default=False)
-    except typer.Abort:
-        return False
 
 
 def _show_removed(removed: Sequence[Stage], before: Sequence[Entry], going: Sequence[Entry]) -> None:

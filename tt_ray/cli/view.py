@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -191,3 +192,11 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     for row in rows:
         table.add_row(*(escape(_text(cell)) for cell in row))
     return table
+
+
+def confirmed(question: str) -> bool:
+    """Whether the answer is yes; Ctrl-C and the end of the input are a no."""
+    try:
+        return typer.confirm(question, default=False)
+    except typer.Abort:
+        return False

@@ -198,7 +198,7 @@ def _join(address: str) -> None:
     if address.startswith("ray://"):
         raise UserError(
             f"RAY_ADDRESS={address}: Ray's client protocol cannot stream results; "
-            "run the command on the cluster, with `ray job submit --working-dir . -- tt-ray ...`"
+            "have the cluster run it, with `tt-ray submit FILE`"
         )
     variables = worker_environment()
     job = os.environ.get(_JOB_VARIABLE)

@@ -16,7 +16,12 @@ from tt_ray.data.windows import split_episodes
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import experiment_from_dict
-from tt_ray.model.checkpoint import damaged_checkpoints, last_checkpoint, prune_checkpoints
+from tt_ray.model.checkpoint import (
+    checkpoint_folders,
+    damaged_checkpoints,
+    last_checkpoint,
+    prune_checkpoints,
+)
 from tt_ray.model.folders import remove_folder
 from tt_ray.tracking import Journal
 from tt_ray.training.critic import CriticJob, Transitions, fit_critic
@@ -65,9 +70,14 @@ def train_model(
         "seed": seed,
         "cuda": allocation.gpus_per_worker > 0,
     }
-    for path, reason in damaged_checkpoints(folder).items():
-        logger.warning("%s; it is removed, and training goes on from an earlier one", reason)
-        remove_folder(path)
+    damaged = damaged_checkpoints(folder)
+    for reason in damaged.values():
+        what = reason.rpartition("; ")[0]  # it goes on with what the user should do
+        logger.warning("%s; it is removed, and training goes on from an earlier one", what)
+    # With those after it: a damaged one may be the best, which only the same updates make again.
+    for path in checkpoint_folders(folder):
+        if damaged and path >= min(damaged):
+            remove_folder(path)
     if steps_done(folder) == config.training.steps:
         pass  # killed after the last step
     elif allocation.workers == 1 and allocation.in_process:

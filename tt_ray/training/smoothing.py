@@ -17,8 +17,9 @@ class BinSmoothing:
     Neighbouring bins mean nearly the same, but as tokens they have nothing in common: with little data, what
     is learned of one place says nothing of the next. Descending along K g, with K positive definite, is
     descending on weights that are made of Gaussian bumps over the bins, without another parameter in the
-    model. The optimizer's steps by coordinate come after that. A part of the gradient is a bin's own, so that
-    one that differs from its neighbours (a contact, a bound) can still become different.
+    model. Clipping (by the norm that K g has) and the optimizer's steps by coordinate come after that. A part
+    of the gradient is a bin's own, so that one that differs from its neighbours (a contact, a bound) can
+    still become different.
     """
 
     def __init__(self, num_bins: int, width: float, device: torch.device) -> None:

@@ -19,7 +19,7 @@ from tt_ray.distributed.launch import tracking
 from tt_ray.distributed.launch.database import find_postgres
 from tt_ray.distributed.launch.dumps import finished
 from tt_ray.distributed.launch.ssh import free_port
-from tt_ray.distributed.launch.supervisor import Service
+from tt_ray.distributed.launch.supervisor import UNSAVED, Service
 from tt_ray.errors import UserError
 
 KINDS = [
@@ -143,6 +143,15 @@ def test_what_cannot_be_served_is_one_line(disk: Path, heads: list[Head]) -> Non
     assert said.splitlines()[-1].startswith("tt-ray: MLflow's service has ended: tt-ray: no dump in ")
     assert "Traceback" not in said
     assert head.processes() == []
+
+
+def test_a_service_that_has_ended_without_its_dump_is_not_taken_for_a_stopped_one(disk: Path) -> None:
+    head = Head(disk, "head", "sqlite")
+    head.state.mkdir()
+    assert tracking.stop(head.service) == "MLflow does not run"
+    (head.state / UNSAVED).touch()
+    with pytest.raises(UserError, match="ended without dumping its database, there is no dump in"):
+        tracking.stop(head.service)
 
 
 def test_settings_that_are_missing_or_wrong_are_named() -> None:

@@ -85,7 +85,7 @@ def load_cluster(path: Path) -> ClusterFile:
     proxy = auth.get("ssh_proxy_command")
     return ClusterFile(
         path=path,
-        name=_text(path, data, "", "cluster_name"),
+        name=_name(path, _text(path, data, "", "cluster_name")),
         provider=kind,
         head=head,
         workers=tuple(workers),
@@ -97,6 +97,13 @@ def load_cluster(path: Path) -> ClusterFile:
         worker_start=_commands(path, data, "worker_start_ray_commands"),
         settings=_settings(path, data),
     )
+
+
+def _name(path: Path, name: str) -> str:
+    """It becomes a file's name, here and on the hosts."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"{path}: cluster_name {name!r}: use letters, digits, dots, dashes and underscores")
+    return name
 
 
 def check_schema(path: Path) -> None:

@@ -103,8 +103,8 @@ class Keeper:
         elif dump is None:
             if finished(self.folder):
                 raise UserError(f"no dump in {self.folder} is whole: bring one back, or move them away")
+            self._become(secrets.token_hex(4))  # first: without an identity it could not be dumped
             self.database.create()
-            self._become(secrets.token_hex(4))
             return "a new database"
         assert dump is not None
         if dump.kind != self.database.kind:
@@ -115,12 +115,15 @@ class Keeper:
         return self._restore()
 
     def _restore(self) -> str:
-        aside = ""
+        aside, served = "", float("-inf")
         if self.database.exists():
+            served = self._served.stat().st_mtime if self._served.exists() else served
             name = f"mlflow_until_{datetime.now(UTC).strftime(_TIME).lower()}"
             self.database.set_aside(name)
             aside = f"; the older one of this host is kept as {name}"
         for dump in self._good():
+            if dump.taken <= served:
+                break  # older than what has been set aside
             try:
                 self.database.restore(dump.path)
             except ValueError as error:
@@ -128,7 +131,7 @@ class Keeper:
                 continue
             self._become(dump.identity)
             return f"restored {dump.path.name}{aside}"
-        raise UserError(f"no dump in {self.folder} can be restored")
+        raise UserError(f"no dump in {self.folder} can be restored{aside}")
 
     def _become(self, identity: str) -> None:
         with whole_file(self._identity) as path:

@@ -44,7 +44,7 @@ def ray_processes() -> Iterable[str]:
 
 
 def _is_ray(line: list[str]) -> bool:
-    if not line or not line[0]:
+    if not line or not line[0].strip():
         return False
     return (
         Path(line[0].split()[0]).name in _PROGRAMS

@@ -96,11 +96,9 @@ def as_client() -> Iterator[None]:
 
 def _dump(cluster: ClusterFile, force: bool) -> str:
     """Stop MLflow, which dumps its database."""
-    from tt_ray.distributed.launch.ssh import NOT_SET_UP
-
     try:
         head = cluster.head_host()
-        set_up = head.run(f"[ -r ~/.tt-ray/environment.sh ] && echo yes || echo no # {NOT_SET_UP}")
+        set_up = head.run("[ -r ~/.tt-ray/environment.sh ] && echo yes || echo no")
         if set_up.strip() != "yes":
             return "MLflow was never set up on the head"
         return head.module("tracking", "stop", timeout=LAST_DUMP).strip()

@@ -129,7 +129,7 @@ class Host:
         self.known.parent.mkdir(parents=True, exist_ok=True)
         shell = shlex.join(["ssh", *self.options])
         target = f"{self.login}:{folder}/"
-        done = call(["rsync", "-a", "--delete", "--protect-args", "-e", shell, f"{source}/", target])
+        done = call(["rsync", "-aL", "--delete", "--protect-args", "-e", shell, f"{source}/", target])
         if done.returncode:
             raise self._fault(done.returncode, done.stderr)
 

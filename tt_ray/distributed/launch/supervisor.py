@@ -38,6 +38,7 @@ HUNG = (
 )
 GRACE = 15.0  # seconds that it has to end by itself
 LONGEST_PAUSE = 30.0  # seconds between two attempts to start it
+UNSAVED = "unsaved"  # a file that is there from when the database is served until its last dump
 RECORD = "server.json"  # of the server's process, for whoever finds it without its supervisor
 _LOG_BYTES = 20_000_000  # a larger log is put away when the server starts; one old one is kept
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -127,12 +128,14 @@ def supervise(service: Service) -> None:
 
 def _serve(server: Server, keeper: Keeper, over: threading.Event) -> None:
     """Watch until `over`; then stop the server and dump."""
+    unsaved = Path(server.service.state) / UNSAVED
+    unsaved.touch()
     dump_at, note_at = time.monotonic() + server.service.dump_every, 0.0
     while not over.is_set():
         server.watch()
         if time.monotonic() >= note_at:
             _try(keeper.database.start, "the database could not be started")
-            keeper.in_use()
+            _try(keeper.in_use, "it cannot be noted that the database is in use")
             note_at = time.monotonic() + SERVED_EVERY
         if time.monotonic() >= dump_at:
             _try(keeper.save, "the database could not be dumped")
@@ -141,6 +144,7 @@ def _serve(server: Server, keeper: Keeper, over: threading.Event) -> None:
     server.stop()
     if keeper.database.exists():
         logger.info("dumped to %s", keeper.save())
+    unsaved.unlink()
 
 
 def _try(action: Callable[[], object], problem: str) -> None:

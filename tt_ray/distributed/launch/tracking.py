@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from tt_ray.distributed.launch.dumps import finished
-from tt_ray.distributed.launch.supervisor import GRACE, STARTUP, Service, end_leftover, supervise
+from tt_ray.distributed.launch.supervisor import GRACE, STARTUP, UNSAVED, Service, end_leftover, supervise
 from tt_ray.errors import UserError
 from tt_ray.locks import is_held
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             up = is_held(Path(service.state)) and service.answers()
             print(f"MLflow at {service.uri} {'answers' if up else 'does not run'}")
             sys.exit(0 if up else 3)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, sqlite3.Error, subprocess.SubprocessError) as error:
         sys.exit(f"tt-ray: {error}")
 
 
@@ -69,9 +70,10 @@ def start(service: Service) -> str:
 
 
 def stop(service: Service) -> str:
-    """Stop the service, which dumps its database first; says where to."""
+    """Stop the service, which dumps its database first; says where to. `UserError` where it did not."""
     state = Path(service.state)
     if not is_held(state):
+        _require_saved(service)
         return "MLflow does not run"
     if has_systemd() and _unit_path().exists():
         _systemctl("disable", "--now", UNIT)
@@ -83,8 +85,19 @@ def stop(service: Service) -> str:
         if time.monotonic() > deadline:
             raise UserError(f"MLflow's service does not end; see {state / 'service.log'}")
         time.sleep(0.2)
+    _require_saved(service)
     dumps = finished(service.dumps)
     return f"MLflow has been stopped, its database is in {dumps[0].path if dumps else 'no dump'}"
+
+
+def _require_saved(service: Service) -> None:
+    if (Path(service.state) / UNSAVED).exists():
+        dumps = finished(service.dumps)
+        last = f"the last dump is {dumps[0].path.name}" if dumps else f"there is no dump in {service.dumps}"
+        raise UserError(
+            f"MLflow has ended without dumping its database, {last}; {service.state}/service.log says why: "
+            "mend that, start it with `tt-ray cluster up`, and stop it again"
+        )
 
 
 def has_systemd() -> bool:
