@@ -138,6 +138,7 @@ def start_autoscaled(folder: Path) -> None:
         "provider": {
             "type": "fake_multinode",
             "gcs_address": "127.0.0.1:6379",
+            "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
         },

@@ -16,7 +16,7 @@ from runs import ONE_WORKER, played
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-NO_CONTROL = "tt-ray: error: Ray has died: its control service (gcs_server) does not answer any more"
+HEAD_IS_GONE = "Ray has died: its control service (gcs_server) does not answer any more"
 
 
 class Cluster:
@@ -110,7 +110,7 @@ def test_nodes_die_in_evaluation(
     runs.assert_same(tmp_path, undisturbed_run)
 
 
-@pytest.mark.fault("head", "{case}", "one line; equal, with --resume on a new cluster")
+@pytest.mark.fault("head", "{case}", "goes on to the end, or one line; equal, with --resume on a new cluster")
 @pytest.mark.parametrize("stage", ["training", "evaluation"])
 def test_the_head_dies(
     undisturbed_run: Path, tmp_path: Path, start: Callable[[], Cluster], stage: str
@@ -121,9 +121,11 @@ def test_the_head_dies(
     come = trained(tmp_path, step) if stage == "training" else played(tmp_path, episodes)
     command = start_until(tmp_path, come, "run", file, ONE_WORKER, address=cluster.address)
     cluster.tell("kill head")
-    said = command.wait(2)
-    assert "Traceback" not in said
-    assert NO_CONTROL in " ".join(said.split())
-    cluster.end()
-    run(tmp_path, "run", file, ONE_WORKER, "--resume", address=start().address)
+    if command.process.wait() != 0:  # it may be through before the head has been away for long
+        said = command.wait(2)
+        assert "Traceback" not in said
+        assert "state-dump" not in said
+        assert HEAD_IS_GONE in " ".join(said.split())
+        cluster.end()
+        run(tmp_path, "run", file, ONE_WORKER, "--resume", address=start().address)
     runs.assert_same(tmp_path, undisturbed_run)

@@ -98,9 +98,15 @@ def convert(
         target = _made_target(environment, make)
     if not path.is_file():
         raise UserError(f"no file {path}")
-    columns = read_apart(READER, path, observation_dim=target.observation_dim)
+    columns = read_apart(
+        READER,
+        path,
+        environment=target.environment["id"],
+        recorded_dims=target.recorded_dims,
+        observation_dim=target.observation_dim,
+        action_dim=target.action_space.shape[0],
+    )
     _check_columns(path, columns)
-    _check_widths(path, target, tuple(columns["widths"].tolist()))
     return write_dataset(
         dataset_id,
         _split(columns, behavior_policy=path.stem),
@@ -193,21 +199,10 @@ def _made_target(environment: str, make: Callable[[str], gym.Env]) -> _Target:
     )
 
 
-def _check_widths(path: Path, target: _Target, widths: tuple[int, int]) -> None:
-    name = target.environment["id"]
-    if widths[0] not in target.recorded_dims:
-        allowed = " or ".join(str(dims) for dims in dict.fromkeys(target.recorded_dims))
-        raise UserError(f"{path}: observations have {widths[0]} dimensions, but {name} has {allowed}")
-    if widths[1] != target.action_space.shape[0]:
-        raise UserError(
-            f"{path}: actions have {widths[1]} dimensions, but {name} has {target.action_space.shape[0]}"
-        )
-
-
 def _check_columns(path: Path, columns: Arrays) -> None:
     """`UserError` unless the arrays are what `d4rl_file.read_arrays` promises."""
-    names = {"widths", "rewards", *FLAGS, *(name for name in VECTORS if name in columns)}
-    lengths = {len(columns[name]) for name in names - {"widths"} if name in columns}
+    names = {"rewards", *FLAGS, *(name for name in VECTORS if name in columns)}
+    lengths = {len(columns[name]) for name in names if name in columns}
     kinds = [columns[name].dtype == np.bool_ for name in FLAGS if name in columns]
     if columns.keys() != names or not names >= set(VECTORS[:2]) or len(lengths) != 1 or not all(kinds):
         raise UserError(f"{path}: its arrays do not fit together")

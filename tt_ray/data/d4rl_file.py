@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,21 @@ FLAGS = ("terminals", "timeouts")
 _REQUIRED = ("observations", "actions", "rewards", *FLAGS)
 
 
-def read_arrays(path: Path, observation_dim: int) -> Arrays:
-    """The file's arrays, the first `observation_dim` columns of observations, all values finite.
+def read_arrays(
+    path: Path, environment: str, recorded_dims: Sequence[int], observation_dim: int, action_dim: int
+) -> Arrays:
+    """The file's arrays for an environment: `rewards` float32 [T], `FLAGS` bool [T], `VECTORS` float32.
 
-    `rewards` float32 [T], `FLAGS` bool [T], `VECTORS` float32, and the file's own `widths`: N and M.
-    `UserError` for a file in which they are not.
+    Of observations, which have one of `recorded_dims`, the first `observation_dim` are kept. `UserError` for
+    a file in which they are not, and for values that are not finite.
     """
     try:
         allow_files(1)
         with h5py.File(path, "r") as file:
             _check_arrays(file, path)
-            widths = np.array([file[key].shape[1] for key in VECTORS[:2]], dtype=np.int64)
-            return {"widths": widths, **_read_columns(file, path, observation_dim)}
+            _check_width(path, "observations", file["observations"].shape[1], recorded_dims, environment)
+            _check_width(path, "actions", file["actions"].shape[1], [action_dim], environment)
+            return _read_columns(file, path, observation_dim)
     except (*MALFORMED, RuntimeError) as error:
         raise UserError(f"{path} is not a readable HDF5 file: {' '.join(str(error).split())}") from error
 
@@ -65,6 +69,12 @@ def _check_arrays(file: h5py.File, path: Path) -> None:
         raise UserError(f"{path} holds no rows")
     if "next_observations" in file and file["next_observations"].shape != file["observations"].shape:
         raise UserError(f"{path}: observations and next_observations differ in their dimensions")
+
+
+def _check_width(path: Path, key: str, width: int, allowed: Sequence[int], environment: str) -> None:
+    if width not in allowed:
+        has = " or ".join(str(dims) for dims in dict.fromkeys(allowed))
+        raise UserError(f"{path}: {key} have {width} dimensions, but {environment} has {has}")
 
 
 def _read_columns(file: h5py.File, path: Path, observation_dim: int) -> Arrays:

@@ -173,8 +173,7 @@ def _start_local() -> None:
             ray.init(
                 "local", object_store_memory=object_store_bytes(shared), **_options(worker_environment())
             )
-        # Whatever log_to_driver says, Ray would report a dead process in many lines, in the midst of a table.
-        ray._private.worker._worker_logs_enabled = False
+        _silence()
     except Exception as error:  # Ray raises a bare Exception when the machine is too busy
         cause = str(error).strip().partition("\n")[0]
         raise UserError(f"Ray cannot be started on this machine: {cause}; run the command again") from error
@@ -211,12 +210,18 @@ def _join(address: str) -> None:
     try:
         _knock(address)
         ray.init(address, **_options(variables))
+        _silence()
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         cause = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot join the Ray cluster at RAY_ADDRESS={address}: {cause}; "
             "check that it runs, or unset RAY_ADDRESS to use this machine alone"
         ) from error
+
+
+def _silence() -> None:
+    # Whatever log_to_driver says, Ray would report a dead process in many lines, in the midst of a table.
+    ray._private.worker._worker_logs_enabled = False
 
 
 def _knock(address: str) -> None:

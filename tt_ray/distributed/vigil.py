@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 0.3  # seconds between two knocks
 PRIVATE = 0.6  # seconds without an answer after which a Ray on this machine alone is dead
-SHARED = 45.0  # the same for a cluster, whose head may come back; after 60 Ray ends its drivers
+SHARED = 45.0  # the same for a cluster, whose head may come back
+SILENT_END = 56.0  # soon after, at 60, Ray ends its drivers without a word
 NOTICED = PRIVATE + 3 * INTERVAL  # by then a block is left after the death of a Ray on this machine alone
 UNWIND = 30.0  # seconds that the main thread then has to leave the block
 
@@ -76,7 +77,7 @@ class _Watch(threading.Thread):
 
     def _end_process(self) -> None:
         """End the process, unless the block has been left by then."""
-        if not self.over.wait(UNWIND):
+        if not self.over.wait(min(UNWIND, SILENT_END - self._patience)):
             logger.error(self.death)
             os._exit(2)
 
