@@ -258,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=20_000)
     parser.add_argument("--mean-seconds", type=float, default=60.0, help="mean duration of an episode")
     options = parser.parse_args(argv)
-    logging.getLogger("tt_ray").setLevel(logging.ERROR)  # the pool reports every actor that dies
+    told, level = logging.getLogger("tt_ray"), logging.getLogger("tt_ray").level
+    told.setLevel(logging.ERROR)  # the pool reports every actor that dies
     try:
         if (
             options.actors < 2 * ACTORS_PER_HOST
@@ -276,6 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    finally:
+        told.setLevel(level)
     print(markdown_table(COLUMNS, rows))
     for what, values in (
         ("driver", [one.driver_cpu for one in costs]),

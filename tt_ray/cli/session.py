@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tt_ray.cli.view import console
 from tt_ray.config import ExperimentConfig
+from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
     from tt_ray.distributed.cluster import Allocation
@@ -33,6 +35,11 @@ def session(config: ExperimentConfig, leftovers: Path | None) -> Iterator[tuple[
         with cluster.connect(config.resources) as allocation:
             status.stop()
             yield MlflowTracker(uri, config.tracking.experiment or config.name), allocation
+    except OSError as error:
+        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Raised as a buffer was written out: Python does not say of which file.
+        raise UserError(f"{error.strerror}, most likely below {config.resources.storage}") from error
     finally:
         status.stop()
 
