@@ -17,7 +17,7 @@ def check(report: SweepReport, trials: int, at_once: int) -> None:
     assert report.overhead_seconds == pytest.approx(at_once * report.trial_seconds - report.stage_seconds)
     parts = report.overhead_in_trial + report.overhead_around_trial
     assert report.overhead_seconds == pytest.approx(parts)
-    assert 0 < report.stage_seconds < at_once * report.trial_seconds
+    assert report.stage_seconds > 0
     assert report.overhead_in_trial > 0
     assert report.overhead_around_trial > 0
     in_driver = report.driver_cpu_table + report.driver_cpu_tuning + report.driver_cpu_mlflow
