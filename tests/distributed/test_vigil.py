@@ -59,7 +59,7 @@ def test_a_living_service_is_left_alone(service: socket.socket, monkeypatch: pyt
 def test_a_service_may_come_back_in_time(service: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vigil, "INTERVAL", 0.01)
     address = service.getsockname()
-    with while_ray_lives(30.0, {"raylet": address}):
+    with while_ray_lives(30.0, {vigil.CONTROL: address}):
         service.close()
         time.sleep(0.1)
         with socket.create_server(address) as again:
@@ -80,3 +80,12 @@ with vigil.while_ray_lives(0.1, {"raylet": ("127.0.0.1", 1)}):
     assert result.returncode == 2
     assert result.stderr.startswith("Ray has died: its raylet does not answer")
     assert result.stderr.count("\n") == 1
+
+
+def test_on_a_cluster_the_raylet_does_not_come_back_but_its_head_may(service: socket.socket) -> None:
+    gone = ("127.0.0.1", 1)
+    with (
+        pytest.raises(UserError, match=r"^Ray has died: its raylet does"),
+        while_ray_lives(3600.0, {vigil.CONTROL: gone, "raylet": gone}),
+    ):
+        time.sleep(600)

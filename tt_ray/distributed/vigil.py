@@ -19,10 +19,12 @@ logger = logging.getLogger(__name__)
 
 INTERVAL = 0.3  # seconds between two knocks
 PRIVATE = 0.6  # seconds without an answer after which a Ray on this machine alone is dead
-SHARED = 45.0  # the same for a cluster, whose head may come back
+SHARED = 45.0  # the same for a cluster's control service, which may come back; this host's raylet does not
 SILENT_END = 56.0  # soon after, at 60, Ray ends its drivers without a word
 NOTICED = PRIVATE + 3 * INTERVAL  # by then a block is left after the death of a Ray on this machine alone
 UNWIND = 30.0  # seconds that the main thread then has to leave the block
+
+CONTROL = "control service (gcs_server)"
 
 Address = tuple[str, int]
 
@@ -61,19 +63,25 @@ class _Watch(threading.Thread):
         self._addresses, self._patience = addresses, patience
 
     def run(self) -> None:
-        since: float | None = None
+        since: dict[str, float] = {}
         while not self.over.wait(INTERVAL):
             shut = [name for name, address in self._addresses.items() if not _answers(address)]
-            since = (since or time.monotonic()) if shut else None
-            if since is not None and time.monotonic() - since >= self._patience and not self.over.is_set():
+            now = time.monotonic()
+            since = {name: since.get(name, now) for name in shut}
+            dead = [name for name in shut if now - since[name] >= self._patience_with(name)]
+            if dead and not self.over.is_set():
                 self.death = (
-                    f"Ray has died: its {shut[0]} does not answer any more; what is finished is kept, and "
+                    f"Ray has died: its {dead[0]} does not answer any more; what is finished is kept, and "
                     "the same command goes on from there (with --resume, where it has that)"
                 )
                 break
         if self.death:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             threading.Thread(target=self._end_process, daemon=True).start()
+
+    def _patience_with(self, name: str) -> float:
+        """A driver whose raylet has gone is soon ended by Ray, without a word."""
+        return self._patience if name == CONTROL else min(self._patience, PRIVATE)
 
     def _end_process(self) -> None:
         """End the process, unless the block has been left by then."""
@@ -97,7 +105,7 @@ def _services() -> dict[str, Address]:
     """What this driver's work depends on."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    services = {"control service (gcs_server)": (host.strip("[]"), int(port))}
+    services = {CONTROL: (host.strip("[]"), int(port))}
     for node in ray.nodes():
         if node["NodeID"] == context.get_node_id():
             services["raylet"] = (node["NodeManagerAddress"], node["NodeManagerPort"])
