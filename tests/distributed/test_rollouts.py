@@ -119,14 +119,18 @@ def test_leases_are_given_once_and_taken_back():
     assert leases.revoke(0) == [5, 7]
     leases.put([7])
     assert leases.take(0) is None  # declared dead: whatever is left of it gets nothing more
+    assert leases.waiting() == [7]
     assert leases.take(1) == 7
+    assert leases.waiting() == []
     assert leases.revoke(2) == []
 
 
 def test_only_actors_that_have_not_begun_are_let_go():
     leases = LeaseQueue([5, 6, 7])
     assert leases.take(0) == 5
-    assert leases.let_go([3, 0, 2, 1], 2) == [3, 2]
+    assert leases.not_begun([3, 0, 2, 1]) == [3, 2, 1]
+    assert leases.let_go([3, 0, 2], 2, spare=2) == []
+    assert leases.let_go([3, 0, 2, 1], 2, spare=1) == [3, 2]
     assert [leases.take(3), leases.take(2)] == [None, None]
     assert [leases.take(1), leases.take(0)] == [6, 7]
 
@@ -213,6 +217,31 @@ def test_an_actor_killed_when_the_queue_is_empty_leaves_its_episodes_to_the_othe
     assert arrivals.killed
     assert arrivals.seen == Counter(range(4))
     assert results == here(factory, range(4))
+
+
+@pytest.mark.ray
+def test_what_a_dead_actor_held_waits_for_no_running_episode(ray_local, tmp_path):
+    over = tmp_path / "over"
+
+    def at_start(seed: int) -> None:
+        (tmp_path / f"seed {seed} {os.getpid()}").touch()
+        patience = time.monotonic() + 60
+        while seed == 0 and not over.exists() and time.monotonic() < patience:
+            time.sleep(0.05)
+
+    arrived: list[int] = []
+
+    def on_result(result: EpisodeResult) -> None:
+        arrived.append(result.seed)
+        if len(arrived) == 3:  # one actor would do for what is missing, and has begun what takes long
+            os.kill(int(next(tmp_path.glob("seed 13 *")).name.split()[-1]), signal.SIGKILL)
+        if result.seed == 13:
+            over.touch()
+
+    factory = Factory(tmp_path, slots=2, step_seconds=0.3, at_start=at_start)
+    evaluate_seeds([0, 1, 2, 3, 13], factory, actors=2, slots=2, on_result=on_result)
+    assert arrived == [1, 2, 3, 13, 0]
+    assert len(list(tmp_path.glob("seed *"))) == 6  # 13 again, and none twice at once
 
 
 @pytest.mark.ray

@@ -41,11 +41,20 @@ class LeaseQueue:
         self._revoked.add(worker)
         return self._held.pop(worker, [])
 
-    def let_go(self, workers: Sequence[int], count: int) -> list[int]:
-        """Of `workers`, up to `count` that have never asked for a seed, and never get one from now on."""
-        chosen = [worker for worker in workers if worker not in self._begun][:count]
+    def not_begun(self, workers: Sequence[int]) -> list[int]:
+        """Those of `workers` that have never asked for a seed."""
+        return [worker for worker in workers if worker not in self._begun]
+
+    def let_go(self, workers: Sequence[int], count: int, spare: int = 0) -> list[int]:
+        """Up to `count` of `workers` that have not begun, all but `spare`; they never get a seed from now on."""
+        idle = self.not_begun(workers)
+        chosen = idle[: max(0, min(count, len(idle) - spare))]
         self._revoked.update(chosen)
         return chosen
+
+    def waiting(self) -> list[int]:
+        """The seeds that nobody holds, in line."""
+        return list(self._waiting)
 
     def put(self, seeds: Sequence[int]) -> None:
         """Make seeds wait again, behind the others."""

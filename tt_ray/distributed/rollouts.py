@@ -176,6 +176,7 @@ class _Pool:
         self._idle: list[_Worker] = []
         self._unheard: dict[int, _Worker] = {}  # no result of theirs has come yet
         self._stillborn = 0  # actors that died before they took a seed, since the last result
+        self._put_back = False
         self._streams: dict[Any, _Worker] = {}
         self._make_worker = ray.put(make_worker)
         # On this host it lives as long as the driver; should it be killed, it starts with every seed again,
@@ -203,7 +204,7 @@ class _Pool:
                 self._look()
                 self._follow()
             if not self._streams:
-                self._requeue(self._missing())
+                self._requeue_lost()
             ready, _ = ray.wait(list(self._streams), num_returns=1, timeout=_POLL)
             for stream in ready:
                 result = self._advance(stream)
@@ -241,7 +242,8 @@ class _Pool:
 
     def _let_go(self, count: int) -> None:
         """End up to `count` actors that have not begun, which mostly wait for room; the youngest first."""
-        gone = ray.get(self._leases.let_go.remote(list(reversed(self._unheard)), count))
+        spare = int(self._put_back)  # one is there for what was put back
+        gone = ray.get(self._leases.let_go.remote(list(reversed(self._unheard)), count, spare))
         for number in gone:
             worker = self._unheard.pop(number)
             ray.kill(worker.handle)
@@ -265,6 +267,8 @@ class _Pool:
             result = ray.get(next(stream))
         except StopIteration:
             self._idle.append(worker)
+            if self._put_back and ray.get(self._leases.waiting.remote()):
+                self._start_idle()  # put back after this one had found the queue empty
             return None
         except RayTaskError as error:
             cause = error.cause
@@ -293,6 +297,9 @@ class _Pool:
         logger.warning(
             "an evaluation actor died; %d episodes start again (%s)", len(lost), _first_line(error)
         )
+        if lost and not self._idle and not ray.get(self._leases.not_begun.remote(list(self._unheard))):
+            # The others may have found the queue empty: they come back only after their slowest episode.
+            self._idle = [self._spawn()]
         self._requeue(lost)
         self._follow()
 
@@ -306,6 +313,7 @@ class _Pool:
                 f"episodes with seeds {names}: the actors that ran them died, {self._max_tries} times each "
                 "(out of memory? see Ray's logs, or lower resources.episodes_per_actor)"
             )
+        self._put_back = self._put_back or bool(seeds)
         ray.get(self._leases.put.remote(seeds))
         self._start_idle()
 
@@ -314,8 +322,10 @@ class _Pool:
         if self._stillborn >= self._max_tries * (len(self._workers) + 1):
             raise UserError(f"evaluation actors die before they start an episode: {_first_line(error)}")
 
-    def _missing(self) -> list[int]:
-        return [seed for seed in self._seeds if seed not in self.received]
+    def _requeue_lost(self) -> None:
+        """Nobody is at work: let what is missing wait again, but for what waits already."""
+        waiting = set(ray.get(self._leases.waiting.remote()))
+        self._requeue([seed for seed in self._seeds if seed not in self.received and seed not in waiting])
 
     def _look(self) -> None:
         """Tell how far the actors are, and say so when nothing moves."""
