@@ -46,7 +46,7 @@ class LeaseQueue:
         return [worker for worker in workers if worker not in self._begun]
 
     def let_go(self, workers: Sequence[int], count: int, spare: int = 0) -> list[int]:
-        """Up to `count` of `workers` that have not begun, all but `spare`; they never get a seed from now on."""
+        """Up to `count` of `workers` that have not begun, and leave `spare`; they never get a seed then."""
         idle = self.not_begun(workers)
         chosen = idle[: max(0, min(count, len(idle) - spare))]
         self._revoked.update(chosen)

@@ -12,7 +12,7 @@ import pytest
 
 from tt_ray.distributed.launch import dumps
 from tt_ray.distributed.launch.database import Sqlite, choose
-from tt_ray.distributed.launch.dumps import KEEP, Keeper, finished
+from tt_ray.distributed.launch.dumps import KEEP, KEEP_DAYS, Keeper, finished
 from tt_ray.errors import UserError
 
 
@@ -124,6 +124,23 @@ def test_only_the_last_few_stay_and_only_of_the_same_database(tmp_path: Path, cl
     precious = precious.rename(tmp_path / "storage" / precious.name)
     made = [keeper.save() for _ in range(KEEP + 3)]
     assert [dump.path for dump in finished(tmp_path / "storage")] == [*reversed(made[-KEEP:]), precious]
+
+
+def test_of_each_of_the_last_days_the_newest_stays(tmp_path: Path, clock: list[int]) -> None:
+    keeper = head(tmp_path, "keeper")
+    keeper.bring_back()
+    write(keeper, "one")
+    kind, identity, digest = keeper.save().stem.split("-")[1:]
+    folder = tmp_path / "storage"
+    older = [f"202501{day:02}T{hour:02}0000Z" for day in range(1, 12) for hour in (3, 15)]
+    for time in older:
+        (folder / f"{time}-{kind}-{identity}-{digest}.dump").touch()
+    for _ in range(KEEP):
+        newest = keeper.save()
+    kept = [dump.path.name[:16] for dump in finished(folder)]
+    assert kept[:1] == [newest.name[:16]]
+    days = range(11, 11 - KEEP_DAYS + 1, -1)
+    assert kept[-len(days) :] == [f"202501{day:02}T150000Z" for day in days]
 
 
 def test_a_dump_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tt_ray.distributed.launch import lifecycle
+from tt_ray.distributed.launch import lifecycle, ssh
 from tt_ray.distributed.launch.bundle import job_path, make_bundle
 from tt_ray.distributed.launch.folders import digest
 from tt_ray.distributed.launch.receive import look, take
@@ -113,3 +116,15 @@ def test_the_token_is_made_once_and_is_nobody_elses(tmp_path: Path, monkeypatch:
     assert lifecycle.make_token().read_text() == token
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["auth_token"]
+
+
+def test_a_port_that_somebody_else_listens_on_is_no_tunnel() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen(["sleep", "60"]) as other:
+        port = server.getsockname()[1]
+        try:
+            assert ssh._listens(os.getpid(), port)
+            assert not ssh._listens(os.getpid(), ssh.free_port())
+            assert not ssh._listens(other.pid, port)
+        finally:
+            other.kill()
+    assert not ssh._listens(other.pid, port)

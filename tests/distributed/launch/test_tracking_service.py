@@ -15,9 +15,10 @@ import psutil
 import pytest
 from tracking_tools import wait_until
 
-from tt_ray.distributed.launch import tracking
+from tt_ray.distributed.launch import supervisor, tracking
 from tt_ray.distributed.launch.database import find_postgres
 from tt_ray.distributed.launch.dumps import finished
+from tt_ray.distributed.launch.host import MARKER
 from tt_ray.distributed.launch.ssh import free_port
 from tt_ray.distributed.launch.supervisor import UNSAVED, Service
 from tt_ray.errors import UserError
@@ -43,6 +44,7 @@ class Head:
 
     def __init__(self, disk: Path, name: str, kind: str) -> None:
         (disk / "storage").mkdir(exist_ok=True)
+        (disk / "storage" / MARKER).touch()
         self.state, self.storage = disk / name, disk / "storage"
         self.variables = {
             **os.environ,
@@ -143,6 +145,16 @@ def test_what_cannot_be_served_is_one_line(disk: Path, heads: list[Head]) -> Non
     assert said.splitlines()[-1].startswith("tt-ray: MLflow's service has ended: tt-ray: no dump in ")
     assert "Traceback" not in said
     assert head.processes() == []
+
+
+def test_a_storage_that_is_not_mounted_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "MOUNTING", 0.0)
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    service = Service(str(storage), str(tmp_path / "state"), "127.0.0.1", database="sqlite")
+    with pytest.raises(UserError, match="is not the shared storage"):
+        supervisor.supervise(service)
+    assert not (tmp_path / "state" / "service.pid").exists()
 
 
 def test_a_service_that_has_ended_without_its_dump_is_not_taken_for_a_stopped_one(disk: Path) -> None:

@@ -24,7 +24,8 @@ from tt_ray.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-KEEP = 6
+KEEP = 6  # of the newest dumps
+KEEP_DAYS = 7  # and the newest of so many days on which there was one
 _NAME = re.compile(r"(\d{8}T\d{6}Z)-([a-z]+)-([0-9a-f]{8})-([0-9a-f]{16})\.dump")
 _TIME = "%Y%m%dT%H%M%SZ"
 _TEMPORARY = ".writing-"
@@ -73,7 +74,7 @@ class Keeper:
         self._served.touch()
 
     def save(self) -> Path:
-        """Dump the database, and remove all but its last few dumps; the new file."""
+        """Dump the database, and remove its older dumps (`KEEP`, `KEEP_DAYS`); the new file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         began = datetime.now(UTC).strftime(_TIME)
         temporary = self.folder / f"{_TEMPORARY}{began}-{os.getpid()}"
@@ -148,8 +149,11 @@ class Keeper:
     def _tidy(self, identity: str) -> None:
         """Other databases' dumps stay: they are there by mistake, and may be all that is left of them."""
         own = [dump for dump in finished(self.folder) if dump.identity == identity]
-        for dump in own[KEEP:]:
-            dump.path.unlink(missing_ok=True)
+        last_of_days = {dump.path.name[:8]: dump for dump in reversed(own)}
+        kept = {*own[:KEEP], *sorted(last_of_days.values(), key=lambda dump: dump.taken)[-KEEP_DAYS:]}
+        for dump in own:
+            if dump not in kept:
+                dump.path.unlink(missing_ok=True)
         for path in self.folder.glob(f"{_TEMPORARY}*"):
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import psutil  # type: ignore[import-untyped]
+
 from tt_ray.errors import UserError
 
 CONNECT = 15.0  # seconds for a connection
@@ -169,8 +171,7 @@ class Host:
     def _await(self, process: subprocess.Popen[str], port: int) -> None:
         deadline = time.monotonic() + 2 * CONNECT
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            if _listens(process.pid, port):
                 return
             time.sleep(0.1)
         said = process.stderr.read() if process.poll() is not None and process.stderr else "no answer"
@@ -199,6 +200,14 @@ def _quoted(path: str) -> str:
     return (
         "~/" + shlex.quote(path[2:]) if path.startswith("~/") else path if path == "~" else shlex.quote(path)
     )
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether that process itself does: another's listener on the port would be taken for the tunnel."""
+    with contextlib.suppress(psutil.Error):
+        connections = psutil.Process(pid).net_connections("tcp4")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr[1] == port for one in connections)
+    return False
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ import psutil  # type: ignore[import-untyped]
 
 from tt_ray.distributed.launch.database import Database, choose
 from tt_ray.distributed.launch.dumps import Keeper
-from tt_ray.distributed.launch.host import MLFLOW_PORT
+from tt_ray.distributed.launch.host import MARKER, MLFLOW_PORT
 from tt_ray.errors import UserError
 from tt_ray.files import whole_file
 from tt_ray.locks import exclusive
@@ -36,6 +36,7 @@ STARTUP = 300.0  # seconds that the server may take until it answers
 HUNG = (
     60.0  # seconds without an answer after which a server that has answered before is ended and started again
 )
+MOUNTING = 60.0  # seconds for the shared storage to appear
 GRACE = 15.0  # seconds that it has to end by itself
 LONGEST_PAUSE = 30.0  # seconds between two attempts to start it
 UNSAVED = "unsaved"  # a file that is there from when the database is served until its last dump
@@ -104,12 +105,16 @@ class Service:
 
 
 def supervise(service: Service) -> None:
-    """Serve until SIGTERM or SIGINT; `UserError` where it cannot be started, or is being served already."""
+    """Serve until SIGTERM or SIGINT.
+
+    `UserError` where it cannot be started, is being served already, or the shared storage is not there.
+    """
     state = Path(service.state)
     database = choose(service.database, state)
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
+    _await_storage(Path(service.storage))
     with exclusive(state, "the tracking service runs already"):
         server = Server(service, database)
         end_leftover(state)
@@ -124,6 +129,18 @@ def supervise(service: Service) -> None:
         finally:
             server.stop()
             database.stop()
+
+
+def _await_storage(storage: Path) -> None:
+    """After a reboot the service may be up before the network disk, whose empty mount point has no dumps."""
+    deadline = time.monotonic() + MOUNTING
+    while not (storage / MARKER).exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"TT_RAY_STORAGE={storage} is not the shared storage (no file {MARKER} there): mount it, "
+                "or run `tt-ray cluster up` again"
+            )
+        time.sleep(TICK)
 
 
 def _serve(server: Server, keeper: Keeper, over: threading.Event) -> None:
