@@ -393,6 +393,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "evaluation.episodes": (5, NOTHING),
     "evaluation.first_seed": (7, NOTHING),
     "evaluation.max_steps": (50, EVALUATION),
+    "evaluation.environment": ("Other-v0", EVALUATION),
     "evaluation.record": ((0, 1), EVALUATION),
     "evaluation.confidence": (0.9, NOTHING),
     "evaluation.bootstrap_samples": (100, NOTHING),

@@ -74,8 +74,9 @@ def evaluation_fingerprint(
     resources = (config.resources.episodes_per_actor, config.resources.decoder)
     later = {"goal": None, "execute": "bins"}
     search = _without(planner, *(name for name, usual in later.items() if getattr(planner, name) == usual))
-    added = {"critic": critic, "record": config.evaluation.record or None}
-    return fingerprint("evaluation", model, search, config.evaluation.max_steps, resources, *_given(added))
+    evaluation = config.evaluation
+    added = {"critic": critic, "record": evaluation.record or None, "environment": evaluation.environment}
+    return fingerprint("evaluation", model, search, evaluation.max_steps, resources, *_given(added))
 
 
 def _episodes(config: ExperimentConfig) -> tuple[float, int, float]:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tt_ray.config import ModelConfig, PlannerConfig
+from tt_ray.cli.view import Bars
+from tt_ray.config import DatasetConfig, EvaluationConfig, ExperimentConfig, ModelConfig, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
@@ -21,6 +23,8 @@ from tt_ray.distributed.evaluate import (
     evaluate,
     read_episodes,
 )
+from tt_ray.distributed.line import Line
+from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.evaluation.scores import summarize
 from tt_ray.model.checkpoint import Checkpoint, save_checkpoint
@@ -118,3 +122,18 @@ def test_speed_says_how_idle_the_slots_were(planner: Planner) -> None:
     speed = Row("planner", 0, summarize(results, None, None, 0.95, 100), results).speed()
     assert 0 <= speed["speed/idle_slot_share"] < 0.5
     assert speed["speed/decisions_per_second"] > 0
+
+
+def test_episodes_may_be_played_in_another_environment_that_fits() -> None:
+    def line(environment: str | None) -> Line:
+        evaluation = EvaluationConfig(environment=environment)
+        return Line(ExperimentConfig(name="x", dataset=DatasetConfig(id="x"), evaluation=evaluation), Bars())
+
+    usual, other = line(None), line("Acrobot-v1")
+    usual.use(SPEC)
+    assert usual.played == SPEC
+    pendulum = line("Pendulum-v1")
+    pendulum.use(replace(SPEC, environment={"id": "NotHere-v0"}))
+    assert pendulum.played == SPEC
+    with pytest.raises(UserError, match="Acrobot-v1"):
+        other.use(SPEC)

@@ -76,6 +76,9 @@ class EvaluationConfig:
     """Episode i is reset with seed first_seed + i: the same starts for every planner compared."""
     max_steps: int | None = None
     """Cut episodes after so many steps; None: the environment's own limit."""
+    environment: str | None = None
+    """Play in this environment (`id` or `module:id`), such as the same maze with other starts; None: the one
+    that the data is from, whose score references hold either way."""
     record: tuple[int, ...] = ()
     """Observation dimensions to keep of every step, such as a position: the episodes' paths."""
     confidence: float = 0.95

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -116,8 +117,14 @@ class Line:
 
     def use(self, spec: DataSpec) -> None:
         """Evaluate in the environment of `spec`; `UserError` unless it can be made here and fits."""
-        check_environment(spec)
         self.spec = spec
+        check_environment(self.played)
+
+    @property
+    def played(self) -> DataSpec:
+        """The data's description, with the environment that episodes are played in."""
+        other = self.config.evaluation.environment
+        return self.spec if other is None else replace(self.spec, environment={"id": other})
 
     def check_resume(self, resume: bool) -> None:
         """`UserError` when a model was begun and the user has not said to go on with it."""

@@ -38,7 +38,7 @@ def episode_seeds(line: Line, episodes: int | None = None) -> list[int]:
 
 def baselines(line: Line) -> list[Row]:
     """Random actions, the data set itself, and the policy that collected it where that is known."""
-    spec, maximum = line.spec, line.config.evaluation.max_steps
+    spec, maximum = line.played, line.config.evaluation.max_steps
     identity = fingerprint(spec.to_json(), maximum)
     rows = [_play(line, "random policy", None, RandomBaseline(spec), f"random-{identity}")]
     returns = line.episodes.returns
@@ -124,7 +124,7 @@ def _play(
                 name = f"{there} episodes ({title})"
                 line.usage.reuse("evaluations", name, share(stage) * stage.seconds, there)
             evaluation = line.config.evaluation
-            worker = Worker(make, line.spec, evaluation.max_steps, evaluation.record)
+            worker = Worker(make, line.played, evaluation.max_steps, evaluation.record)
             _play_missing(line, title, wanted, worker, stage, slots)
             stage.publish({"policy": policy, "episodes": len(read_episodes(folder))})
     found = read_episodes(folder)

@@ -4,7 +4,7 @@ They are gymnasium-robotics' PointMaze with maps of our own and a sparse reward,
 episode. An experiment names one by its import path, such as `tt_ray.evaluation.mazes:FourRooms-v0`.
 
 A map is a list of rows; 1 is a wall, anything else a free cell: r where episodes start, g where their goal
-lies, 0 neither. Without r and g both are drawn from all free cells.
+lies, 0 neither. Without r (or g) starts (or goals) are drawn from all free cells.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ MEDIUM_MAZE_FAR: MazeMap = [
     [1, 0, 0, 0, 1, 0, "g", 1],
     [1, 1, 1, 1, 1, 1, 1, 1],
 ]
+
+MEDIUM_MAZE: MazeMap = [[0 if cell == "r" else cell for cell in row] for row in MEDIUM_MAZE_FAR]
 
 
 class Grid:
@@ -155,3 +157,4 @@ def _register(name: str, maze_map: MazeMap, steps: int) -> None:
 _register("FourRooms-v0", FOUR_ROOMS, 600)
 _register("UMazeFar-v0", U_MAZE_FAR, 300)
 _register("MediumMazeFar-v0", MEDIUM_MAZE_FAR, 600)
+_register("MediumMaze-v0", MEDIUM_MAZE, 600)
