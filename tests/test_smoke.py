@@ -31,7 +31,7 @@ TRIALS = {
     "goal_reaching": 6,
     "imitation": 8,
     "locomotion": 12,
-    "pointmaze_q": 6,
+    "pointmaze_q": 9,
     "replanning": 2,
     "tuning": 3,
     "uniform_vs_quantile": 4,
