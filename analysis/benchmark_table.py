@@ -29,8 +29,7 @@ from study import (
 )
 
 from tt_ray.data.d4rl_names import resolve_id
-from tt_ray.evaluation.figure_parts import SMALL, open_figure, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, SMALL, open_figure, tidy
 from tt_ray.evaluation.scores import aggregate_interval, iqm
 
 PAPER_EPISODES = 3

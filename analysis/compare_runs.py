@@ -39,8 +39,7 @@ from study import (
 )
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import number_text, open_figure, say_nothing, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, say_nothing, tidy
 from tt_ray.evaluation.scores import bootstrap_interval, mean
 from tt_ray.evaluation.sweep_figures import curves_figure
 

@@ -34,8 +34,7 @@ from study import (
 
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import number_text, open_figure, say_nothing, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, say_nothing, tidy
 from tt_ray.evaluation.scores import aggregate_interval
 
 if TYPE_CHECKING:

@@ -93,7 +93,9 @@ def experiments(draw: st.DrawFn) -> ExperimentConfig:
             gpus_per_worker=draw(st.one_of(st.just("auto"), floats(0, 8))),
             storage=draw(TEXT),
         ),
-        tracking=TrackingConfig(uri=draw(st.none() | st.text()), experiment=draw(st.none() | TEXT)),
+        tracking=TrackingConfig(
+            uri=draw(st.none() | st.text()), experiment=draw(st.none() | TEXT), films=draw(st.integers(0, 9))
+        ),
         seeds=tuple(draw(st.lists(st.integers(0, 2**63), min_size=1, max_size=5, unique=True))),
     )
 

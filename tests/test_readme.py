@@ -28,7 +28,9 @@ def test_a_linked_file_exists(target: str) -> None:
 def test_every_command_exists() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     data = commands["data"].commands
-    named = set(re.findall(r"^    tt-ray (\w+)", README, flags=re.MULTILINE))
+    listed = re.search(r"```text\n(tt-ray sweep FILE .*?)```", README, flags=re.DOTALL)
+    assert listed is not None
+    named = set(re.findall(r"^tt-ray ([\w-]+)", listed[1], flags=re.MULTILINE))
     assert named == set(commands)
     assert set(re.findall(r"tt-ray data (\w+)", README)) <= set(data)
     listed = re.search(r"tt-ray data ((?:[\w.]+(?: [\w.]+)? \| )+\w+)", README)
@@ -44,15 +46,15 @@ def test_every_make_target_exists() -> None:
 
 
 def test_the_example_file_is_valid(tmp_path: Path) -> None:
-    block = re.search(r"\n\n((?:    [^\n]+\n)*    name: (?:[^\n]+\n)(?:    [^\n]+\n)*)", README)
+    block = re.search(r"```yaml parsed\n(name: .*?)```", README, flags=re.DOTALL)
     assert block is not None
     file = tmp_path / "example.yaml"
-    file.write_text(re.sub(r"^    ", "", block[1], flags=re.MULTILINE))
+    file.write_text(block[1])
     assert load_experiment(file).name == "my-experiment"
 
 
 def test_the_objective_is_one_class_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = re.search(r"```python\n(# my_objectives.py.*?)```", README, flags=re.DOTALL)
+    block = re.search(r"```python run\n(# my_objectives.py.*?)```", README, flags=re.DOTALL)
     assert block is not None
     (tmp_path / "my_objectives.py").write_text(block[1])
     monkeypatch.chdir(tmp_path)

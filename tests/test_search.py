@@ -58,7 +58,7 @@ def test_the_metrics_are_those_that_trials_report() -> None:
     row = Row(policy="planner", seed=0, summary=summary, results=[result])
     losses = LossSums(torch.tensor(1.0), torch.ones(4), torch.ones(4)).metrics()
     reported = {*summary.metrics(), *row.speed(), *(f"val/{name}" for name in losses)}
-    assert set(METRICS) - {"speed/tokens_per_second"} == reported - {"episodes"}
+    assert set(METRICS) - {"speed/tokens_per_second"} == reported - {"episodes/count"}
     assert '"speed/tokens_per_second"' in inspect.getsource(Trainer)
 
 

@@ -283,7 +283,7 @@ def test_a_dumped_trial_is_a_file_to_run(load: Callable[..., Sweep]) -> None:
         ("search.confirm_episodes=9", "confirm_episodes", 9),
         ("search.scheduler=null", "scheduler", None),
         ("search.metric=return/iqm", "metric", MetricConfig(name="return/iqm")),
-        ("search.metric={name: length/mean, goal: minimize}", "metric", None),
+        ("search.metric={name: episodes/length, goal: minimize}", "metric", None),
     ],
 )
 def test_overrides_of_the_search(load: Callable[..., Sweep], override: str, key: str, value: Any) -> None:
@@ -292,7 +292,7 @@ def test_overrides_of_the_search(load: Callable[..., Sweep], override: str, key:
         "  scheduler: {type: asha, rung: episodes, grace: 2}\n"
     )
     overrides = [override, "search.scheduler=null"] if "length" in override else [override]
-    expected = MetricConfig(name="length/mean", goal="minimize") if "length" in override else value
+    expected = MetricConfig(name="episodes/length", goal="minimize") if "length" in override else value
     assert getattr(load(text, *overrides).search, key) == expected
 
 

@@ -53,8 +53,31 @@ def critic_fingerprint(config: ExperimentConfig, data_fingerprint: str, seed: in
     assert config.critic is not None, "the experiment has no critic"
     data = config.dataset
     treated = (data_fingerprint, data.terminal_penalty, data.observation_dims, config.goal is not None)
-    settings = _without(config.critic, "log_every", "checkpoint_every")
-    return fingerprint("critic", treated, _episodes(config), settings, seed, *_given(_kept_and_paid(config)))
+    settings = _without(config.critic, "log_every", "checkpoint_every", "inverse_temperature")
+    policy = config.critic.inverse_temperature if config.extracts_policy else None
+    added = {**_kept_and_paid(config), "policy": policy}
+    return fingerprint("critic", treated, _episodes(config), settings, seed, *_given(added))
+
+
+def plain_settings(config: ExperimentConfig, *left_out: str) -> dict[str, Any]:
+    """An experiment's settings as the identity of a run or trial has them, without the sections `left_out`.
+
+    Settings that are younger than runs in users' folders are there only where they are not as usual.
+    """
+    plain = {key: value for key, value in to_dict(config).items() if key not in left_out}
+    for section, name in _LATER:
+        given = getattr(config, section)
+        if given is not None and getattr(given, name) == getattr(type(given)(), name):
+            del plain[section][name]
+    return plain
+
+
+_LATER = (
+    ("planner", "target"),
+    ("evaluation", "environment"),
+    ("evaluation", "baselines"),
+    ("critic", "inverse_temperature"),
+)
 
 
 def dynamics_fingerprint(config: ExperimentConfig, tokens: str, seed: int) -> str:
@@ -72,7 +95,7 @@ def evaluation_fingerprint(
     whose values the search maximises, if any.
     """
     resources = (config.resources.episodes_per_actor, config.resources.decoder)
-    later = {"goal": None, "execute": "bins"}
+    later = {"goal": None, "execute": "bins", "target": None}
     search = _without(planner, *(name for name, usual in later.items() if getattr(planner, name) == usual))
     evaluation = config.evaluation
     added = {"critic": critic, "record": evaluation.record or None, "environment": evaluation.environment}

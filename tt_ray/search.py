@@ -27,7 +27,7 @@ MAX_TRIALS = 10_000
 METRICS = (
     *(f"score/{name}" for name in ("mean", "ci_low", "ci_high", "iqm", "iqm_ci_low", "iqm_ci_high")),
     *(f"return/{name}" for name in ("mean", "ci_low", "ci_high", "std", "iqm")),
-    *("length/mean", "terminated/fraction"),
+    *("episodes/length", "episodes/terminated"),
     *(f"val/loss{part}" for part in ("", "_observation", "_action", "_reward", "_value")),
     *("speed/decisions_per_second", "speed/latency_p50_ms", "speed/latency_p95_ms"),
     *("speed/idle_slot_share", "speed/tokens_per_second"),

@@ -71,7 +71,13 @@ _SIZES: Mapping[str, tuple[Any, Any]] = {
     "resources.episodes_per_actor": (1, 2),
 }
 """Largest value of each size, after a smaller one for searches that would otherwise have it twice."""
-_EXACTLY = {"model.num_layers": 1, "model.embed_dim": 16, "critic.hidden": [16], "ensemble.hidden": [16]}
+_EXACTLY = {
+    "model.num_layers": 1,
+    "model.embed_dim": 16,
+    "critic.hidden": [16],
+    "ensemble.hidden": [16],
+    "tracking.films": 0,
+}
 """Sizes that do not depend on what the file has: a width must be divisible by one head and by two."""
 _NO_LIMIT = {"evaluation.max_steps", "collect.max_steps"}
 """Sizes of which None is the largest."""

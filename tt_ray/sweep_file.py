@@ -19,7 +19,7 @@ from tt_ray import strict_yaml
 from tt_ray.config import ExperimentConfig, require, to_dict
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import Draft, Fault, dotted, dump_yaml, listed, parse_draft, read_text
-from tt_ray.fingerprints import fingerprint
+from tt_ray.fingerprints import fingerprint, plain_settings
 from tt_ray.search import SearchConfig, Values, check_name
 from tt_ray.search_section import read_search
 from tt_ray.strict_yaml import KeyPath
@@ -64,7 +64,9 @@ class Trial:
     @property
     def fingerprint(self) -> str:
         """Identity: what is computed for a seed; not the names, the seeds, or where and how it runs."""
-        config = {key: value for key, value in to_dict(self.config).items() if key not in _NO_IDENTITY}
+        config = plain_settings(self.config, *_NO_IDENTITY)
+        for section, name in (("evaluation", "baselines"), ("critic", "inverse_temperature")):
+            (config[section] or {}).pop(name, None)  # of what stands beside it
         return fingerprint("sweep trial", config)
 
 
@@ -129,7 +131,7 @@ class Sweep:
             if one.name == case:
                 changes = {**one.settings, **settings}
                 places |= {key: f"search.cases[{number}].{key}" for key in one.settings}
-        name = self._name(settings, case)
+        name = self.name_of(settings, case)
         config = _attempt(self.base, changes)
         if not isinstance(config, ExperimentConfig):
             fault = config[0]
@@ -139,7 +141,8 @@ class Sweep:
         _check_fit(self.search, config, f" in trial {name!r}")
         return Trial(index=index, name=name, case=case, settings=settings, config=config)
 
-    def _name(self, settings: Mapping[str, Any], case: str | None) -> str:
+    def name_of(self, settings: Mapping[str, Any], case: str | None) -> str:
+        """A trial's name, by some or all of its searched settings."""
         short = [key.partition(".")[2] for key in self.search.parameters]
         parts = [] if case is None else [case]
         for key, value in settings.items():

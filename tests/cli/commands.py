@@ -92,6 +92,7 @@ def settings(**sections: Any) -> dict[str, Any]:
         "planner": {"horizon": 2, "beam_width": 2, "max_context_transitions": 2},
         "evaluation": {"episodes": 4, "max_steps": 30},
         "resources": {"workers": 1, "evaluation_actors": 2, "episodes_per_actor": 2},
+        "tracking": {"films": 0},
     }
     for name, section in sections.items():
         plain[name] = {**plain.get(name, {}), **section} if isinstance(section, dict) else section

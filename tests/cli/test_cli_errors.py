@@ -195,6 +195,12 @@ def test_an_environment_that_cannot_be_made(here: Path, refused: Refused) -> Non
     refused("run", "tiny.yaml", parts=("module 'no_such_module' of environment no_such_module:Task-v0",))
 
 
+def test_data_without_an_environment_cannot_be_played(here: Path, refused: Refused) -> None:
+    write_data(environment={"id": ""})
+    write_file(here)
+    refused("run", "tiny.yaml", parts=("the data set names no environment", "evaluation.environment"))
+
+
 def test_data_of_another_environment(here: Path, refused: Refused) -> None:
     write_data(environment="InvertedPendulum-v5")
     write_file(here)
@@ -224,6 +230,20 @@ def test_a_download_from_nowhere(refused: Refused, nowhere: str, monkeypatch: py
     assert f"{nowhere}/hopper_medium-v2.hdf5" in line
 
 
+def test_importing_a_bad_table(here: Path, refused: Refused, command: Callable[..., object]) -> None:
+    """The report is shown before the refusal, and a dry run writes nothing."""
+    bad = ("data", "import", "log.csv", "--id", "mine/log-v0")
+    (here / "log.csv").write_text("obs_0,act_0,reward\n1,2,3\n4,,6\n7,8,9\n")
+    refused(*bad, parts=("log.csv, row 1: act_0 is missing or no number (NaN)", "--drop-incomplete"))
+    assert "Columns" in command(*bad).out
+    (here / "log.csv").write_text("obs_0,act_0,reward\n1,2,3\n4,5,6\n")
+    before = files_below(here)
+    shown = command(*bad, "--dry-run")
+    assert (shown.code, files_below(here)) == (0, before)
+    assert "nothing was written" in shown.out
+    refused(*bad, "--env", "Pendulum-v1", parts=("observations have 1 dimensions, but Pendulum-v1 has 3",))
+
+
 def test_importing_a_bad_file(here: Path, refused: Refused) -> None:
     (here / "bad.hdf5").write_text("no HDF5 at all")
     bad = ("data", "import", "bad.hdf5", "--id", "mine/hopper-v0")
@@ -236,7 +256,7 @@ def test_importing_a_bad_file(here: Path, refused: Refused) -> None:
         file["actions"] = np.zeros((5, 3), np.float32)
         file["rewards"] = np.array([0, 1, np.nan, 0, 0], np.float32)
         file["terminals"] = file["timeouts"] = np.zeros(5, bool)
-    refused(*bad, parts=("bad.hdf5: rewards row 2, column 0 is NaN",))
+    refused(*bad, parts=("bad.hdf5, row 2: rewards is missing or no number (NaN)",))
     refused(
         *bad,
         "--environment",
@@ -376,6 +396,17 @@ def test_odd_data_is_trained_on(
     lengths = [1] * 6 + [5] * 6
     odd_ones = [recorded(8, i, **changes) for i in range(12)]
     write_data(odd_ones if odd == "constant" else [recorded(n, i) for i, n in enumerate(lengths)])
+    write_file(here, training={"steps": 2})
+    outcome = command("train", "tiny.yaml")
+    assert outcome.code == 0, outcome
+    assert "Models" in outcome.out
+
+
+@pytest.mark.ray
+def test_data_without_an_environment_is_trained_on(
+    ray_local: None, here: Path, store: str, command: Callable[..., object]
+) -> None:
+    write_data(environment={"id": ""})
     write_file(here, training={"steps": 2})
     outcome = command("train", "tiny.yaml")
     assert outcome.code == 0, outcome

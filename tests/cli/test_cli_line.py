@@ -27,12 +27,14 @@ LINE = {
     "question": "Does the line hold?",
     "dataset": {"id": DATASET},
     "collect": {"environment": "InvertedPendulum-v5", "steps": 600, "final_episodes": 3},
+    "evaluation": {"baselines": ["random", "data", "behaviour", "greedy"]},
     "resources": {"workers": 2},
 }
 POLICIES = (
     "random policy",
     "data set",
     "data set, best tenth",
+    "data set, best episode",
     "final behaviour policy",
     "greedy decoding",
     "planner",
@@ -225,7 +227,9 @@ def test_a_checkpoint_needs_nothing_else(first: Outcome, folder: Path, tmp_path:
     (checkpoint,) = (folder / "runs" / "models").glob("*/checkpoints/*")
     shutil.copytree(checkpoint, tmp_path / "moved")
     outcome = succeeded(tt_ray(tmp_path, "evaluate", "moved"))
-    assert results(outcome) == {"planner": results(first)["planner"]}
+    played = ("random policy", "greedy decoding", "planner")
+    assert results(outcome) == {policy: results(first)[policy] for policy in played}
+    assert f"the data set {DATASET} is not here, so the table has no row of it" in outcome.out
     assert not (tmp_path / "data").exists()
     (run,) = runs(tmp_path / "mlflow.db").values()
     assert run.data.tags["checkpoint"] == str(tmp_path / "moved")
@@ -307,7 +311,8 @@ def test_an_environment_of_ones_own(tmp_path: Path) -> None:
     collected = tt_ray(tmp_path, "data", "collect", "my_env:MyEnv-v0", *name, "steps=400", "final_episodes=2")
     assert re.search(r"final policy +-", succeeded(collected).out)
     assert "goal 0" in succeeded(tt_ray(tmp_path, "data", "show", "mine/task-v0")).out
-    write_file(tmp_path, dataset={"id": "mine/task-v0"}, training={"steps": 5}, evaluation={"episodes": 2})
+    evaluation = {"episodes": 2, "baselines": ["random", "behaviour"]}
+    write_file(tmp_path, dataset={"id": "mine/task-v0"}, training={"steps": 5}, evaluation=evaluation)
     rows = results(succeeded(tt_ray(tmp_path, "run", "tiny.yaml")))
     assert [rows[policy][0] for policy in ("random policy", "final behaviour policy", "planner")] == ["2"] * 3
     (episodes,) = (tmp_path / "runs" / "experiments").glob("*/episodes.parquet")

@@ -126,7 +126,7 @@ def test_bins_of_a_data_set(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     write_data()
     bins(DATASET, ["dataset.validation_fraction=0.25"], counts="5,20", out=None)
     shown = capsys.readouterr().out
-    for text in ("uniform", "quantile", "observation 2", "rmse of each dimension", "entropy"):
+    for text in ("uniform", "quantile", "obs. 2", "rmse of each dimension", "entropy"):
         assert text in shown
     (folder,) = (here / "runs" / "bins").iterdir()
     table = pd.read_parquet(folder / "bins.parquet")

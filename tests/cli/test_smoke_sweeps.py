@@ -38,7 +38,7 @@ CURVES = {
 PLAYED = {
     *("score/mean", "score/ci_low", "score/ci_high", "score/iqm", "score/iqm_ci_low", "score/iqm_ci_high"),
     *("return/mean", "return/ci_low", "return/ci_high", "return/std", "return/iqm"),
-    *("length/mean", "terminated/fraction", "episodes"),
+    *("episodes/length", "episodes/terminated", "episodes/count"),
     *("speed/decisions_per_second", "speed/latency_p50_ms", "speed/latency_p95_ms", "speed/idle_slot_share"),
     *("seconds/tokens", "seconds/training", "seconds/evaluation", "seconds/saved"),
 }
@@ -196,11 +196,22 @@ def check_parent(ended: Ended, parent: Run, trials: int) -> None:
         assert metrics[f"confirmed/{stem}/mean"] == pytest.approx(best["confirmed/mean"])
     files = ended.artifacts(parent)
     assert files >= {"sweep.yaml", "trials.parquet", "results.md", "episodes.parquet", "figures"}
+    check_baselines(ended)
     figures = {"figures/learning-curves.png"}
     figures |= {"figures/parameters.png", "figures/parallel.png"} if search.parameters else set()
     figures |= {"figures/frontier.png"} if trials > 1 else set()
     assert ended.artifacts(parent, "figures") == figures
     check_best(ended, files)
+
+
+def check_baselines(ended: Ended) -> None:
+    """What stands beside the planners: the data, and what else the file names, with finite figures."""
+    rows = pd.read_parquet(ended.own / "baselines.parquet")
+    asked = set(ended.sweep.base.evaluation.baselines)
+    assert {"data"} <= set(rows["baseline"]) <= asked
+    assert rows["return/mean"].map(math.isfinite).all()
+    text = (ended.own / "results.md").read_text()
+    assert all(f"| {label} | baseline |" in text for label in rows["trial"])
 
 
 def check_best(ended: Ended, files: set[str]) -> None:

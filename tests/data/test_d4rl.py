@@ -12,7 +12,8 @@ import minari
 import numpy as np
 import pytest
 
-from tt_ray.data.d4rl import convert, download, import_file, resolve_id
+from tt_ray.data.d4rl import download, resolve_id
+from tt_ray.data.importing import ImportOptions, import_files
 from tt_ray.data.minari_sets import list_datasets, load_episodes
 from tt_ray.errors import UserError
 
@@ -89,7 +90,7 @@ class TestNames:
 class TestConvert:
     def test_the_set_equals_its_source(self, tmp_path: Path) -> None:
         arrays = flat()
-        convert(store(tmp_path / "hopper_medium-v2.hdf5", arrays), "d4rl/hopper/medium-v2")
+        import_files(store(tmp_path / "hopper_medium-v2.hdf5", arrays), "d4rl/hopper/medium-v2")
         loaded = load_episodes("hopper-medium-v2")
         assert loaded.lengths.tolist() == [4, 3, 3]
         for key in ("observations", "actions", "rewards"):
@@ -103,7 +104,7 @@ class TestConvert:
     @pytest.mark.parametrize("known", [True, False])
     def test_the_final_observation(self, known: bool, tmp_path: Path) -> None:
         arrays = flat() if known else flat(next_observations=None)
-        convert(store(tmp_path / "file.hdf5", arrays), "d4rl/hopper/medium-v2")
+        import_files(store(tmp_path / "file.hdf5", arrays), "d4rl/hopper/medium-v2")
         finals = [episode.observations[-1] for episode in minari.load_dataset("d4rl/hopper/medium-v2")]
         rows = [3, 6, 9]
         np.testing.assert_array_equal(finals, arrays["observations"][rows] + (100 if known else 0))
@@ -111,7 +112,7 @@ class TestConvert:
     def test_a_last_row_that_ends_its_episode(self, tmp_path: Path) -> None:
         ends = np.arange(10) == 9
         path = store(tmp_path / "file.hdf5", flat(terminals=ends, timeouts=np.zeros(10, bool)))
-        convert(path, "d4rl/hopper/medium-v2")
+        import_files(path, "d4rl/hopper/medium-v2")
         loaded = load_episodes("hopper-medium-v2")
         assert loaded.lengths.tolist() == [10]
         assert loaded.terminated[-1]
@@ -119,7 +120,7 @@ class TestConvert:
 
     def test_ant_without_its_contact_forces(self, tmp_path: Path) -> None:
         arrays = flat(dims=111, action_dim=8)
-        convert(store(tmp_path / "ant_medium-v2.hdf5", arrays), "d4rl/ant/medium-v2")
+        import_files(store(tmp_path / "ant_medium-v2.hdf5", arrays), "d4rl/ant/medium-v2")
         loaded = load_episodes("ant-medium-v2")
         np.testing.assert_array_equal(loaded.observations, arrays["observations"][:, :27])
         assert loaded.spec.environment["id"] == "Ant-v5"
@@ -133,7 +134,7 @@ class TestConvert:
     )
     def test_environments(self, name: str, dims: int, actions: int, environment: str, tmp_path: Path) -> None:
         path = store(tmp_path / "file.hdf5", flat(dims=dims, action_dim=actions))
-        convert(path, f"d4rl/{name}/expert-v2")
+        import_files(path, f"d4rl/{name}/expert-v2")
         assert load_episodes(f"{name}-expert-v2").spec.environment["id"] == environment
 
     @pytest.mark.parametrize(
@@ -145,8 +146,8 @@ class TestConvert:
             ({"actions": np.zeros((10, 4))}, "actions have 4 dimensions"),
             ({"observations": np.zeros((10, 12)), "next_observations": None}, "observations have 12"),
             ({"next_observations": np.zeros((10, 12))}, "next_observations"),
-            ({"rewards": np.full(10, np.nan)}, "rewards row 0, column 0 is NaN"),
-            ({"observations": np.full((10, 11), np.inf)}, "observations row 0, column 0 is infinite"),
+            ({"rewards": np.full(10, np.nan)}, "row 0: rewards is missing or no number"),
+            ({"observations": np.full((10, 11), np.inf)}, "row 0: observations[0] is infinite"),
             ({"actions": np.zeros(10)}, "actions has shape [10]"),
             ({"rewards": np.zeros((10, 2))}, "rewards has shape [10, 2]"),
             ({"rewards": np.array([b"one"] * 10)}, "not numbers"),
@@ -154,7 +155,7 @@ class TestConvert:
     )
     def test_files_that_do_not_fit(self, changes: dict, part: str, tmp_path: Path, minari_root: Path) -> None:
         path = store(tmp_path / "file.hdf5", flat(**changes))
-        refused(lambda: convert(path, "d4rl/hopper/medium-v2"), str(path), part)
+        refused(lambda: import_files(path, "d4rl/hopper/medium-v2"), str(path), part)
         assert not minari_root.exists()
 
     def test_files_that_are_none(self, tmp_path: Path, minari_root: Path) -> None:
@@ -163,23 +164,28 @@ class TestConvert:
         cut.write_bytes(store(tmp_path / "good", flat()).read_bytes()[:3000])
         empty = store(tmp_path / "empty", flat(rows=0))
         for path in (absent, text, cut, empty):
-            refused(functools.partial(convert, path, "d4rl/hopper/medium-v2"), str(path))
+            refused(functools.partial(import_files, path, "d4rl/hopper/medium-v2"), str(path))
         assert not minari_root.exists()
 
 
 class TestImport:
     def test_the_environment_is_deduced_from_the_names(self, tmp_path: Path) -> None:
-        assert import_file(store(tmp_path / "my-hopper.hdf5", flat()), "mine/first-v0") == "mine/first-v0"
+        import_files(store(tmp_path / "my-hopper.hdf5", flat()), "mine/first-v0")
         assert load_episodes("mine/first-v0").spec.environment["id"] == "Hopper-v5"
 
     @pytest.mark.parametrize("name", ["elephant.hdf5", "antmaze.hdf5", "hopper_walker2d.hdf5"])
-    def test_or_else_asked_for(self, name: str, tmp_path: Path) -> None:
-        path = store(tmp_path / name, flat())
-        refused(lambda: import_file(path, "mine/first-v0"), str(path), "environment")
+    def test_or_else_there_is_none(self, name: str, tmp_path: Path) -> None:
+        arrays = flat()
+        report = import_files(store(tmp_path / name, arrays), "mine/first-v0")
+        assert [finding.kind for finding in report.findings] == ["environment"]
+        spec = load_episodes("mine/first-v0").spec
+        assert (spec.environment["id"], spec.ref_min_score) == ("", None)
+        np.testing.assert_array_equal(np.float32(spec.action_low), arrays["actions"].min(axis=0))
+        assert len(minari.load_dataset("mine/first-v0")) == 3
 
     def test_a_given_environment_sets_the_spaces(self, tmp_path: Path) -> None:
         path = store(tmp_path / "file.hdf5", flat(dims=3, action_dim=1))
-        import_file(path, "mine/swing-v0", "Pendulum-v1")
+        import_files(path, "mine/swing-v0", ImportOptions(environment="Pendulum-v1"))
         spec = load_episodes("mine/swing-v0").spec
         assert spec.environment == {**spec.environment, "id": "Pendulum-v1", "max_episode_steps": 200}
         assert (spec.action_low, spec.action_high) == ((-2,), (2,))
@@ -187,7 +193,7 @@ class TestImport:
 
     def test_an_import_path_is_kept(self, tmp_path: Path) -> None:
         path = store(tmp_path / "file.hdf5", flat(dims=3, action_dim=1))
-        import_file(path, "mine/swing-v0", "gymnasium:Pendulum-v1")
+        import_files(path, "mine/swing-v0", ImportOptions(environment="gymnasium:Pendulum-v1"))
         assert load_episodes("mine/swing-v0").spec.environment["id"] == "gymnasium:Pendulum-v1"
 
     @pytest.mark.parametrize(
@@ -201,15 +207,15 @@ class TestImport:
     )
     def test_environments_that_do_not_fit(self, environment: str, part: str, tmp_path: Path) -> None:
         path = store(tmp_path / "file.hdf5", flat())
-        refused(lambda: import_file(path, "mine/first-v0", environment), part)
+        refused(lambda: import_files(path, "mine/first-v0", ImportOptions(environment=environment)), part)
         assert list_datasets() == []
 
     def test_a_taken_or_malformed_id(self, tmp_path: Path) -> None:
         path = store(tmp_path / "hopper.hdf5", flat())
-        import_file(path, "mine/first-v0")
-        refused(lambda: import_file(path, "mine/first-v0"), "exists")
-        refused(lambda: import_file(path, "first"), "namespace/name-vN")
-        import_file(store(path, flat(rows=5)), "mine/first-v0", overwrite=True)
+        import_files(path, "mine/first-v0")
+        refused(lambda: import_files(path, "mine/first-v0"), "exists")
+        refused(lambda: import_files(path, "first"), "namespace/name-vN")
+        import_files(store(path, flat(rows=5)), "mine/first-v0", overwrite=True)
         assert len(load_episodes("mine/first-v0").rewards) == 5
 
 
@@ -267,21 +273,28 @@ class TestDownload:
 
 
 @pytest.mark.slow
-def test_a_real_flat_file_holds_episodes_of_the_set_it_was_cut_from(
+def test_a_real_flat_file_gives_back_the_episodes_that_it_was_made_of(
     minari_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "TT_RAY_BENCH_DATA" not in os.environ:
         pytest.skip("TT_RAY_BENCH_DATA is not set: it names the folder of recorded data sets")
     bench = Path(os.environ["TT_RAY_BENCH_DATA"])
-    import_file(bench / "hopper_medium_d4rl.hdf5", "d4rl/hopper/medium-v2")
-    converted = load_episodes("hopper-medium-v2")
-    assert len(converted.rewards) == 49_853
+    options = ImportOptions(environment="Hopper-v5")
+    import_files(bench / "hopper_medium_d4rl.hdf5", "mine/hopper-v0", options)
+    converted = load_episodes("mine/hopper-v0")
+    assert (len(converted), len(converted.rewards)) == (111, 49_853)
+    assert (converted.spec.ref_min_score, converted.spec.ref_max_score) == (-20.272305, 3234.3)
+    finals = [episode.observations[-1] for episode in minari.load_dataset("mine/hopper-v0")]
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(bench / "minari"))
     whole = load_episodes("bench/hopper/medium-v0")
-    starts = {whole.observations[start].tobytes(): start for start in whole.offsets[:-1]}
-    for begin, end in zip(converted.offsets[:-1], converted.offsets[1:], strict=True):
-        same = starts[converted.observations[begin].tobytes()]
+    starts = {whole.observations[start].tobytes(): index for index, start in enumerate(whole.offsets[:-1])}
+    found = [starts[converted.observations[begin].tobytes()] for begin in converted.offsets[:-1]]
+    assert len(set(found)) == len(found)
+    for episode, begin, end in zip(found, converted.offsets[:-1], converted.offsets[1:], strict=True):
+        assert whole.lengths[episode] == end - begin
+        same = whole.offsets[episode]
         for key in ("observations", "actions", "rewards", "terminated", "truncated"):
             expected = getattr(whole, key)[same : same + end - begin]
             np.testing.assert_array_equal(getattr(converted, key)[begin:end], expected)
-        assert same + end - begin in whole.offsets
+    source = minari.load_dataset("bench/hopper/medium-v0").iterate_episodes(found)
+    np.testing.assert_array_equal(finals, [episode.observations[-1] for episode in source])

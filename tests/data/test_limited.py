@@ -9,7 +9,7 @@ import pytest
 from minari_examples import write
 
 from tt_ray.data import limited
-from tt_ray.data.d4rl import convert
+from tt_ray.data.importing import import_files
 from tt_ray.data.limited import read_apart
 from tt_ray.data.minari_sets import load_episodes
 from tt_ray.errors import UserError
@@ -76,7 +76,7 @@ def test_this_process_opens_no_hdf5(
     np.testing.assert_array_equal(load_episodes("test/box-v0").observations, expected.observations)
     (tmp_path / "hopper.hdf5").write_bytes(b"no such thing")
     with pytest.raises(UserError, match="HDF5"):
-        convert(tmp_path / "hopper.hdf5", "mine/hopper-v0")
+        import_files(tmp_path / "hopper.hdf5", "mine/hopper-v0")
 
 
 @pytest.mark.parametrize("kind", ["external", "virtual", "link"])
@@ -102,7 +102,7 @@ def test_a_file_cannot_bring_in_another(kind: str, minari_root: Path, tmp_path: 
         else:
             file["observations"] = h5py.ExternalLink(tmp_path / "other.hdf5", "observations")
     with pytest.raises(UserError) as caught:
-        convert(path, "mine/hopper-v0")
+        import_files(path, "mine/hopper-v0")
     assert str(path) in str(caught.value)
     assert "lies in other files" in str(caught.value) or kind == "link"
     assert not (minari_root / "mine").exists()

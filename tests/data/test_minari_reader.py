@@ -85,7 +85,7 @@ class TestLoad:
     @pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
     def test_formats_agree_to_the_fingerprint(self, data_format: str) -> None:
         episodes = [recorded(4, 0), recorded(2, 1)]
-        write("test/ours-v0", episodes)
+        write("test/ours-v0", episodes, environment={"id": ""})
         minaris("test/other-v0", episodes, OBSERVATIONS, data_format)
         ours, other = load_episodes("test/ours-v0"), load_episodes("test/other-v0")
         np.testing.assert_array_equal(ours.observations, other.observations)

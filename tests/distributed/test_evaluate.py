@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from tt_ray.cli.view import Bars
-from tt_ray.config import DatasetConfig, EvaluationConfig, ExperimentConfig, ModelConfig, PlannerConfig
+from tt_ray.config import (
+    CriticConfig,
+    DatasetConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    PlannerConfig,
+)
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
+from tt_ray.distributed.baselines import IqlBaseline, require_policy, return_conditioned
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.evaluate import (
     EpisodeFile,
@@ -28,6 +36,7 @@ from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.evaluation.scores import summarize
 from tt_ray.model.checkpoint import Checkpoint, save_checkpoint
+from tt_ray.model.critic import Critic, CriticCheckpoint, load_critic, save_critic
 from tt_ray.model.transformer import TrajectoryTransformer
 
 SPEC = DataSpec(
@@ -75,11 +84,60 @@ def planner(tmp_path: Path) -> Planner:
     return Planner(tmp_path / "checkpoint", settings, 0.99, slots=2)
 
 
+def critic(folder: Path, policy: bool = True) -> Path:
+    """A random critic's checkpoint."""
+    torch.manual_seed(0)
+    network = Critic(3, 1, (8,), policy)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    save_critic(folder, CriticCheckpoint(network, SPEC, {"seed": 0}, 1, {}), {})
+    return folder
+
+
+def test_iql_acts_within_the_bounds_and_alone_as_in_company(tmp_path: Path) -> None:
+    policy = IqlBaseline(critic(tmp_path / "critic"))()
+    random = np.random.default_rng(0)
+    seen = {episode: random.normal(size=3).astype(np.float32) for episode in range(5)}
+    for episode, observation in seen.items():
+        policy.add(episode, episode, observation)
+    actions = policy.act()
+    for episode, observation in seen.items():
+        alone = IqlBaseline(tmp_path / "critic")()
+        alone.add(0, 0, observation)
+        assert alone.act()[0].tobytes() == actions[episode].tobytes()
+    assert len({float(action[0]) for action in actions.values()}) > 2
+    assert all(abs(action) <= 2 for action in actions.values())
+    raw = load_critic(tmp_path / "critic").critic.act(torch.from_numpy(seen[0]))
+    assert float(actions[0][0]) == float(raw.clamp(-2, 2))
+
+
+def test_a_critic_without_a_policy_is_refused_in_one_line(tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(baselines=("data", "iql"))
+    config = ExperimentConfig(
+        name="x", dataset=DatasetConfig(id="x"), evaluation=evaluation, critic=CriticConfig()
+    )
+    line = Line(config, Bars())
+    line.given_critic = critic(tmp_path / "old", policy=False)
+    with pytest.raises(UserError, match=r"no policy for evaluation\.baselines: iql; name iql in") as caught:
+        require_policy(line, 0)
+    assert "\n" not in str(caught.value)
+    line.given_critic = None
+    with pytest.raises(UserError, match=r"evaluation\.baselines: iql needs a critic, and .* has none"):
+        require_policy(line, 0)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("policy", ["planner", "random"])
-def test_episodes_are_the_same_here_and_on_actors(planner: Planner, policy: str) -> None:
-    worker = Worker(planner if policy == "planner" else RandomBaseline(SPEC), SPEC, max_steps=8)
+@pytest.mark.parametrize("policy", ["planner", "random", "iql", "return-conditioned"])
+def test_episodes_are_the_same_here_and_on_actors(planner: Planner, tmp_path: Path, policy: str) -> None:
+    policies = {
+        "planner": planner,
+        "random": RandomBaseline(SPEC),
+        "iql": IqlBaseline(critic(tmp_path / "critic")),
+        "return-conditioned": replace(planner, settings=return_conditioned(planner.settings)),
+    }
+    worker = Worker(policies[policy], SPEC, max_steps=8)
     found = [played(worker, SEEDS, actors, slots=2) for actors in (0, 1, 2)]
     assert found[0] == found[1] == found[2]
     assert [result.seed for result in found[0]] == SEEDS

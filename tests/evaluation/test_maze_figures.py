@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS
 from tt_ray.evaluation.maze_figures import FAILED, WALL_COLOR, maze_map_of, paths_figure
 from tt_ray.evaluation.mazes import FOUR_ROOMS, U_MAZE_FAR, Grid
 

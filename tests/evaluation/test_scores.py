@@ -120,14 +120,14 @@ def test_summary_of_episodes():
     results = [episode(0, 0.0, 5, terminated=True), episode(1, 50.0), episode(2, 100.0), episode(3, 250.0)]
     summary = summarize(results, ref_min=0.0, ref_max=200.0, samples=500)
     metrics = summary.metrics()
-    assert metrics["episodes"] == 4
+    assert metrics["episodes/count"] == 4
     assert metrics["return/mean"] == 100
     assert metrics["return/iqm"] == 75
     assert metrics["return/std"] == pytest.approx(np.std([0, 50, 100, 250], ddof=1))
     assert metrics["score/mean"] == 50
     assert metrics["score/iqm"] == 37.5
-    assert metrics["length/mean"] == 8.75
-    assert metrics["terminated/fraction"] == 0.25
+    assert metrics["episodes/length"] == 8.75
+    assert metrics["episodes/terminated"] == 0.25
     assert metrics["score/ci_low"] == pytest.approx(metrics["return/ci_low"] / 2)
     assert metrics["score/ci_high"] == pytest.approx(metrics["return/ci_high"] / 2)
     assert 0 <= metrics["score/iqm_ci_low"] < 37.5 < metrics["score/iqm_ci_high"] <= 125

@@ -25,7 +25,7 @@ Value = tuple[str, str, int, float]  # run, metric, step, value
 FRESH = 1_000_000  # the winner's episode seeds begin here
 STEPS = 100
 COLLECTED = {"environment": "Pendulum-v1", "steps": 12_000, "max_steps": 40, "final_episodes": 2}
-MEASURED = ("speed/", "seconds", "saved", "reused")
+MEASURED = ("speed/", "seconds", "saved", "reused", "system/")
 """Columns of the table and metrics that no two sweeps have in common."""
 TIMED = ("seconds", "latency", "idle")  # within the names of an episode's fields
 ELSEWHERE = ("mlflow.", "version.", "git.", "host", "reused", "checkpoint", "tt_ray.")
@@ -80,7 +80,7 @@ def write_file(folder: Path, search: Mapping[str, Any], *, name: str = "study", 
         "planner": {"horizon": 2, "beam_width": 8, "max_context_transitions": 2},
         "evaluation": {"episodes": 6, "max_steps": 30, "bootstrap_samples": 200},
         "resources": {"episodes_per_actor": 2, "storage": str(folder / "runs")},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "films": 0},
         "seeds": [0],
         "search": dict(search),
     }

@@ -23,7 +23,7 @@ from tt_ray.experiment_file import experiment_from_dict
 from tt_ray.fingerprints import model_fingerprint, tokens_fingerprint
 from tt_ray.model.checkpoint import last_checkpoint, verify_checkpoint
 
-MEASURED = ("speed/", "seconds/")
+MEASURED = ("speed/", "seconds/", "system/")
 """Metrics that no two runs have in common."""
 TWO_WORKERS = Allocation(workers=2, evaluation_actors=2)
 DATASET = "faults/pendulum-v0"
@@ -75,14 +75,14 @@ def settings(folder: Path, **training: Any) -> dict[str, Any]:
             **training,
         },
         "planner": {"horizon": 2, "beam_width": 4, "max_context_transitions": 2},
-        "evaluation": {"episodes": 12, "max_steps": 40},
+        "evaluation": {"episodes": 12, "max_steps": 40, "baselines": ["random", "data", "greedy"]},
         "resources": {
             "workers": 2,
             "evaluation_actors": 2,
             "episodes_per_actor": 2,
             "storage": str(folder / "runs"),
         },
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db", "films": 0},
     }
 
 

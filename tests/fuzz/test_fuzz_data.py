@@ -9,13 +9,14 @@ from typing import Any
 import gymnasium as gym
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from damage import ODD, count_of, damaged, fuzz, json_texts, odd_data, result_or_line
 from hypothesis import strategies as st
 
 from tt_ray.data import limited
-from tt_ray.data.d4rl import convert
-from tt_ray.data.minari_reader import local_storage, own_metadata
+from tt_ray.data.importing import import_files
+from tt_ray.data.minari_reader import load_episodes, local_storage, own_metadata
 from tt_ray.data.minari_sets import RecordedEpisode, describe, list_datasets, write_dataset
 from tt_ray.data.observations import observation_leaves
 from tt_ray.evaluation.environments import make_environment
@@ -103,9 +104,33 @@ def test_damaged_hdf5_of_d4rl(count: int, minari_root: Path, tmp_path: Path) -> 
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        result_or_line(lambda: convert(path, "mine/hopper-v0", overwrite=True))
+        result_or_line(lambda: import_files(path, "mine/hopper-v0", overwrite=True))
 
     fuzz(st.one_of(damaged(sound), structure_changes(sound)), check, count)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+@count_of(8, 300)
+def test_damaged_tables(count: int, kind: str, minari_root: Path, tmp_path: Path) -> None:
+    path, rng = tmp_path / f"log.{kind}", np.random.default_rng(0)
+    columns = {name: rng.normal(size=40).astype(np.float32) for name in ("obs_0", "obs_1", "act_0", "reward")}
+    frame = pd.DataFrame({**columns, "episode": np.arange(40) // 10, "step": np.arange(40) % 10})
+    if kind == "npz":
+        np.savez_compressed(path, **{name: frame[name].to_numpy() for name in frame})
+    elif kind == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    sound = path.read_bytes()
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        made = result_or_line(lambda: import_files(path, "mine/log-v0", overwrite=True))
+        if made is not None:
+            loaded = load_episodes("mine/log-v0")
+            assert (len(loaded), len(loaded.rewards)) == (made.episodes, made.steps)
+
+    fuzz(damaged(sound), check, count)
 
 
 @count_of(250, 5000)

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tt_ray.config import ModelConfig
 from tt_ray.data.tokens import TokenLayout
-from tt_ray.model.checkpoint import convert_authors_weights
 from tt_ray.model.transformer import TrajectoryTransformer, visibility
 
 LAYOUT = TokenLayout(observation_dim=2, action_dim=1, num_bins=6)  # D = 5
@@ -28,95 +24,6 @@ def random_model(seed: int = 0) -> TrajectoryTransformer:
 def random_tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, LAYOUT.num_bins, (batch, length), generator=generator)
-
-
-class PublishedAttention(nn.Module):
-    """Attention as published: separate projections, an explicit mask with the value columns zeroed."""
-
-    mask: Tensor
-
-    def __init__(self, width: int, heads: int, length: int, slots: int) -> None:
-        super().__init__()
-        self.key, self.query, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.proj = nn.Linear(width, width)
-        mask = torch.tril(torch.ones(length, length))
-        for column in range(slots - 1, length, slots):
-            mask[:, column] = 0
-        self.register_buffer("mask", mask[None, None])
-        self.heads = heads
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, d = x.shape
-        k, q, v = (
-            layer(x).view(b, t, self.heads, d // self.heads).transpose(1, 2)
-            for layer in (self.key, self.query, self.value)
-        )
-        scores = q @ k.transpose(2, 3) / math.sqrt(d / self.heads)
-        scores = scores.masked_fill(self.mask[:, :, :t, :t] == 0, -math.inf)
-        mixed = (F.softmax(scores, dim=3) @ v).transpose(1, 2).reshape(b, t, d)
-        return self.proj(mixed)
-
-
-class PublishedBlock(nn.Module):
-    def __init__(self, width: int, heads: int, length: int, slots: int) -> None:
-        super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = PublishedAttention(width, heads, length, slots)
-        layers = [nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(0.1)]
-        self.mlp = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
-
-
-class PublishedHead(nn.Module):
-    def __init__(self, slots: int, bins: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(slots, bins + 1, width))
-
-
-class PublishedGPT(nn.Module):
-    """Written from the description: offset tokens, one shared stop token, one head a slot."""
-
-    def __init__(self, config: ModelConfig, layout: TokenLayout) -> None:
-        super().__init__()
-        width, self.slots, self.bins = config.embed_dim, layout.slots, layout.num_bins
-        length = config.context_transitions * self.slots - 1
-        self.tok_emb = nn.Embedding(self.slots * self.bins + 1, width)
-        self.pos_emb = nn.Parameter(torch.randn(1, length, width))
-        blocks = [
-            PublishedBlock(width, config.num_heads, length, self.slots) for _ in range(config.num_layers)
-        ]
-        self.blocks = nn.Sequential(*blocks)
-        self.ln_f = nn.LayerNorm(width)
-        self.head = PublishedHead(self.slots, self.bins, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        rows = []
-        for position in range(tokens.shape[1]):
-            slot, token = position % self.slots, tokens[:, position]
-            rows.append(torch.where(token == self.bins, self.slots * self.bins, token + slot * self.bins))
-        x = self.tok_emb(torch.stack(rows, dim=1)) + self.pos_emb[:, : tokens.shape[1]]
-        hidden = self.ln_f(self.blocks(x))
-        logits = [hidden[:, t] @ self.head.weight[t % self.slots].T for t in range(tokens.shape[1])]
-        return torch.stack(logits, dim=1)
-
-
-@pytest.mark.parametrize("length", [1, 4, 5, 7, 13, 19])
-@pytest.mark.parametrize("seed", range(2))
-def test_equals_the_published_architecture(length: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    published = PublishedGPT(CONFIG, LAYOUT).double().eval()
-    with torch.no_grad():
-        for parameter in published.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.5)
-    model = TrajectoryTransformer(CONFIG, LAYOUT).double().eval()
-    model.load_state_dict(convert_authors_weights(published.state_dict()))
-    tokens = random_tokens(3, length, seed)
-    tokens[1, length // 2 :] = LAYOUT.stop_token
-    tokens[2, ::3] = LAYOUT.stop_token
-    torch.testing.assert_close(model(tokens), published(tokens), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def engine_for(objective: str, slots: int = 3) -> PlanningEngine:
     return PlanningEngine(model, planner, discount=0.9, slots=slots, critic=scorer)
 
 
-@pytest.mark.parametrize("objective", ["return", "q", "likelihood", "goal"])
+@pytest.mark.parametrize("objective", ["return", "q", "likelihood", "goal", "return-conditioned"])
 def test_batched_equals_single(objective: str) -> None:
     goal = np.array([0.3, -0.2], dtype=np.float32) if objective == "goal" else None
     threads = torch.get_num_threads()
@@ -108,8 +108,9 @@ def test_batched_equals_single(objective: str) -> None:
 
 def test_objectives_choose_differently() -> None:
     """What each maximises is its own: else the parity above would prove nothing."""
-    chosen = {name: play(engine_for(name), [0], 4)[0] for name in ("return", "q", "likelihood")}
-    assert len({str(actions) for actions in chosen.values()}) == 3
+    names = ("return", "q", "likelihood", "return-conditioned")
+    chosen = {name: play(engine_for(name), [0], 4)[0] for name in names}
+    assert len({str(actions) for actions in chosen.values()}) == 4
 
 
 def test_the_goal_of_the_environment_decides_what_is_done() -> None:

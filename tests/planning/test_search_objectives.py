@@ -25,6 +25,7 @@ from tt_ray.planning.objectives import (
     Likelihood,
     QValue,
     Return,
+    ReturnConditioned,
     find_objective,
     register,
 )
@@ -217,6 +218,81 @@ def test_batched_likelihood_equals_single() -> None:
         torch.testing.assert_close(alone.scores[0], together.scores[e])
 
 
+VALUES = torch.linspace(-1, 1, 4 * 6, dtype=torch.float64).view(6, 4).flip(1)
+"""What the tokens of SMALL's slots stand for, the stop token aside; higher tokens for less."""
+
+
+def conditioned(target: float | None, discount: float = 0.9) -> ReturnConditioned:
+    values = torch.nn.functional.pad(VALUES, (0, 1))
+    return ReturnConditioned(discount, target, values)
+
+
+def every_action(
+    model: TrajectoryTransformer, seen: tuple[int, ...]
+) -> list[tuple[float, tuple[int, ...], list[tuple[float, float]]]]:
+    """Log-odds of every action, its plan, and (return, odds) of each of its value tokens; without a cache."""
+    uncached, found = Uncached(model, 4, 2), []
+    for actions in itertools.product(range(SMALL.num_bins), repeat=SMALL.action_dim):
+        visible, log_odds = seen, 0.0
+        for j, token in enumerate(actions):
+            log_odds += uncached.log_probs(visible, SMALL.observation_dim + j)[token]
+            visible = uncached.feed(visible, token)
+        of_rewards = uncached.log_probs(visible, SMALL.reward_slot)
+        reward = max(range(SMALL.num_bins), key=lambda k: of_rewards[k])
+        visible = uncached.feed(visible, reward)
+        odds = torch.tensor(uncached.log_probs(visible, SMALL.value_slot), dtype=torch.float64).exp()
+        returns = VALUES[-2, reward] + 0.9 * VALUES[-1]
+        value = int(odds.argmax())
+        plan = (*seen[-SMALL.observation_dim :], *actions, reward, value)
+        found.append((log_odds, plan, list(zip(returns.tolist(), odds.tolist(), strict=True))))
+    return found
+
+
+@pytest.mark.parametrize("decoder", ["native", "eager"])
+@pytest.mark.parametrize("target", [None, -0.3, 0.2, 50.0])
+def test_return_conditioning_is_bayes_rule_over_every_action(target: float | None, decoder: str) -> None:
+    """With a beam for every action nothing is pruned: p(a | past) p(return >= target | past, a)."""
+    model, past = random_model(SMALL, 12), [1, 0, 1, 0, 1, 1, 0, 1]
+    settings = SearchSettings(horizon=1, beam_width=SMALL.num_bins**SMALL.action_dim, n_expand=1)
+    tokens = contexts(SMALL, past, 2, 3)
+    plans = search_by_token(model, conditioned(target), settings, tokens, past, 2, 4, 2, decoder)
+    firsts = set()
+    for e, count in enumerate(past):
+        seen = tuple(tokens[e, tokens.shape[1] - count * SMALL.slots - SMALL.observation_dim :].tolist())
+        every = every_action(model, seen)
+        odds = torch.tensor([log_odds for log_odds, _, _ in every], dtype=torch.float64).softmax(0)
+        futures = [(g, float(o) * p) for o, (_, _, each) in zip(odds, every, strict=True) for g, p in each]
+        reachable = max(g for g, _ in futures)
+        if target is None:
+            futures.sort(reverse=True)
+            mass = list(itertools.accumulate(p for _, p in futures))
+            threshold = next(g for (g, _), m in zip(futures, mass, strict=True) if m >= 0.1 * mass[-1])
+        else:
+            threshold = min(target, reachable)
+        scored = [
+            (log_odds + torch.tensor(sum(p for g, p in each if g >= threshold)).log().item(), plan)
+            for log_odds, plan, each in every
+        ]
+        scored = sorted(((s, plan) for s, plan in scored if s > float("-inf")), reverse=True)
+        assert scored
+        torch.testing.assert_close(plans.scores[e, : len(scored)].tolist(), [s for s, _ in scored])
+        assert plans.tokens[e, : len(scored)].flatten(1).tolist() == [list(plan) for _, plan in scored]
+        firsts.add((scored[0][1] == max(every)[1], len(scored)))
+    if target in (None, 50.0):  # a lower one asks for little more than the likeliest action has
+        assert any(not likeliest for likeliest, _ in firsts)  # else it would be greedy imitation
+
+
+def test_return_conditioning_of_a_batch_equals_single() -> None:
+    model, past = random_model(SMALL, 7), [0, 2, 1]
+    settings = SearchSettings(horizon=1, beam_width=6, n_expand=1)
+    tokens = contexts(SMALL, past, 3, 5)
+    together = search_by_token(model, conditioned(None), settings, tokens, past, 3, 3, 2)
+    for e, count in enumerate(past):
+        alone = search_by_token(model, conditioned(None), settings, tokens[e : e + 1], [count], 3, 3, 2)
+        assert torch.equal(alone.tokens[0], together.tokens[e])
+        assert torch.equal(alone.scores[0], together.scores[e])
+
+
 def q_objective(layout: TokenLayout) -> QValue:
     torch.manual_seed(11)
     critic = Critic(layout.observation_dim, layout.action_dim, (8,)).double().eval()
@@ -323,7 +399,7 @@ def test_registered_classes_say_what_they_need() -> None:
     ("name", "message"),
     [
         ("retrun", "unknown objective 'retrun'; did you mean return?"),
-        ("zzz", "there are goal, likelihood, q, return"),
+        ("zzz", "there are goal, likelihood, q, return, return-conditioned"),
         ("no_such_module_here:x", "no_such_module_here cannot be imported"),
         ("tt_ray.planning.objectives:nothing", "unknown objective"),
     ],

@@ -23,6 +23,7 @@ from tt_ray.training.critic import (
     Transitions,
     expectile_loss,
     fit_critic,
+    policy_loss,
     q_goal,
 )
 
@@ -104,8 +105,8 @@ def counts_of(episodes: Episodes) -> NDArray[np.float64]:
     return counts
 
 
-def job_of(episodes: Episodes, seed: int = 0, **settings: Any) -> CriticJob:
-    return CriticJob(replace(SMALL, **settings), Transitions.of(episodes), episodes.spec, seed)
+def job_of(episodes: Episodes, seed: int = 0, policy: bool = False, **settings: Any) -> CriticJob:
+    return CriticJob(replace(SMALL, **settings), Transitions.of(episodes), episodes.spec, seed, policy)
 
 
 def no_log(metrics: Mapping[str, float], step: int) -> None:
@@ -154,6 +155,62 @@ def test_what_the_data_never_does_is_not_counted_on(tmp_path: Path) -> None:
     learned = learned_q(tmp_path, episodes, expectile=0.95, steps=1_000, batch_size=32)
     assert np.abs(learned - tabular_q(counts, 0.95))[counts > 0].max() < 0.05
     assert learned[1, 1] < 0 < learned[3, 1]
+
+
+def tabular_policy(
+    counts: NDArray[np.float64], expectile: float, inverse_temperature: float
+) -> NDArray[np.float64]:
+    """Mean action [cell] of weighted regression on the tabular Q and V, over the actions' counts."""
+    q = tabular_q(counts, expectile)[:GOAL]
+    v = np.array([expectile_of(q[cell], counts[cell], expectile) for cell in range(GOAL)])
+    weights = counts[:GOAL] * np.minimum(np.exp(inverse_temperature * (q - v[:, None])), 100.0)
+    return (weights * [-1.0, 1.0]).sum(axis=1) / weights.sum(axis=1)
+
+
+@pytest.mark.parametrize("inverse_temperature", [0.0, 3.0, 20.0])
+def test_the_policy_is_the_tabular_weighted_regression(tmp_path: Path, inverse_temperature: float) -> None:
+    """0 clones the behaviour, which steps right with 0.6; the larger, the surer the better action."""
+    episodes = chain_episodes()
+    settings = {"steps": 1_500, "batch_size": 128, "hidden": (32, 32), "learning_rate": 1e-3}
+    settings |= {"target_rate": 0.05, "discount": DISCOUNT, "expectile": 0.7, "checkpoint_every": 1_500}
+    job = job_of(episodes, policy=True, inverse_temperature=inverse_temperature, **settings)
+    critic = fit_critic(job, tmp_path, no_log)
+    with torch.no_grad():
+        learned = critic.act(torch.eye(CELLS))[:GOAL, 0].double().numpy()
+    expected = tabular_policy(counts_of(episodes), 0.7, inverse_temperature)
+    assert np.abs(learned - expected).max() < 0.15
+    if inverse_temperature == 0.0:
+        assert (learned < 0.6).all()
+    if inverse_temperature == 20.0:
+        assert (learned > 0.7).all()
+
+
+def test_a_policys_loss_is_its_weighted_log_likelihood() -> None:
+    advantage, log_prob = torch.tensor([0.5, -0.5, 9.0]), torch.tensor([-1.0, -2.0, -3.0])
+    expected = (np.exp(1.0) * 1 + np.exp(-1.0) * 2 + 100 * 3) / 3  # the last weight is cut off
+    assert float(policy_loss(advantage, log_prob, 2.0)) == pytest.approx(expected)
+
+
+def test_q_and_v_are_bit_equal_with_a_policy_and_without(tmp_path: Path) -> None:
+    episodes = chain_episodes(8)
+    plain = fit_critic(job_of(episodes), tmp_path / "plain", no_log).state_dict()
+    other = fit_critic(job_of(episodes, policy=True), tmp_path / "policy", no_log).state_dict()
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+    assert {name.partition(".")[0] for name in other.keys() - plain.keys()} == {"policy", "log_std"}
+
+
+def test_a_critic_without_a_policy_is_what_it_was(tmp_path: Path) -> None:
+    """Folders from before there were policies: no word of one in them, and a training goes on from them."""
+    fit_critic(job_of(chain_episodes(8), steps=4), tmp_path, no_log)
+    folder = last_checkpoint(tmp_path)
+    assert folder is not None
+    config = json.loads((folder / "config.json").read_text())
+    assert not {"policy", "inverse_temperature"} & {*config["critic"], *config["settings"]}
+    assert load_critic(folder).config == replace(SMALL, steps=4)
+    assert load_critic(folder).critic.policy is None
+    fit_critic(job_of(chain_episodes(8), inverse_temperature=9.0), tmp_path, no_log)
+    with pytest.raises(UserError, match="was trained with policy = False, not True"):
+        fit_critic(job_of(chain_episodes(8), policy=True), tmp_path, no_log)
 
 
 def test_rows_without_a_known_successor_are_left_out() -> None:
@@ -233,21 +290,25 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_critic(last).critic.state_dict(), **load_training_state(last)}
 
 
+@pytest.mark.parametrize("policy", [False, True])
 @pytest.mark.parametrize("crashes", [[2], [4], [5], [3, 7, 12]])
-def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, crashes: Iterable[int]) -> None:
-    episodes = chain_episodes(8)
+def test_a_crashed_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, crashes: Iterable[int], policy: bool
+) -> None:
+    job = job_of(chain_episodes(8), policy=policy)
     straight, crashed = Curve(), Curve()
-    fit_critic(job_of(episodes), tmp_path / "straight", straight)
+    fit_critic(job, tmp_path / "straight", straight)
     for step in crashes:
         with pytest.raises(CrashError):
-            fit_critic(job_of(episodes), tmp_path / "crashed", crash_at(crashed, step))
+            fit_critic(job, tmp_path / "crashed", crash_at(crashed, step))
         torch.rand(step)  # nothing may hang on the global stream
-    critic = fit_critic(job_of(episodes), tmp_path / "crashed", crashed)
+    critic = fit_critic(job, tmp_path / "crashed", crashed)
     assert crashed.points == straight.points
     expected, found = state_of(tmp_path / "straight"), state_of(tmp_path / "crashed")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert {"target.0.0.weight", "v_network.0.weight.exp_avg", "q_networks.1.0.bias.step"} <= found.keys()
+    assert ({"policy.0.weight.exp_avg", "log_std.exp_avg"} <= found.keys()) == policy
     assert all(torch.equal(critic.state_dict()[name], found[name]) for name in critic.state_dict())
 
 

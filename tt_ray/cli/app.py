@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from tt_ray.cli.attention import attention
+from tt_ray.cli.attention import attention, find_checkpoint
 from tt_ray.cli.bench import bench
 from tt_ray.cli.cluster import cluster_app
 from tt_ray.cli.data import data_app
+from tt_ray.cli.figures import Figures, copy_figures, figures_folder
+from tt_ray.cli.import_checkpoint import import_checkpoint
+from tt_ray.cli.play import play
 from tt_ray.cli.predict import predict
 from tt_ray.cli.results import results
-from tt_ray.cli.session import connect, session, show_places
+from tt_ray.cli.session import session, show_places
 from tt_ray.cli.store import store_app
 from tt_ray.cli.submit import push, submit
 from tt_ray.cli.sweep import cancel, sweep
 from tt_ray.cli.view import INTERRUPTED, Bars, console, errors, plain_table, result_table, times_table
-from tt_ray.config import ExperimentConfig, ResourcesConfig
+from tt_ray.config import ExperimentConfig
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import load_experiment
 
@@ -44,8 +47,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(store_app, name="store")
 app.add_typer(cluster_app, name="cluster")
 app.command()(bench)
+app.command()(play)
 app.command()(predict)
 app.command()(attention)
+app.command()(import_checkpoint)
 app.command()(results)
 app.command()(sweep)
 app.command()(cancel)
@@ -89,26 +94,28 @@ def _refuse(message: str) -> NoReturn:
 
 
 @app.command()
-def run(file: File, overrides: Overrides = None, resume: Resume = False) -> None:
+def run(file: File, overrides: Overrides = None, resume: Resume = False, figures: Figures = None) -> None:
     """The whole line: collect (where the file says how), train, evaluate against baselines, one table."""
     from tt_ray.distributed.experiment import run_experiment
 
     started = time.perf_counter()
     line = _checked_line(load_experiment(file, overrides or []), resume)
+    figures_folder(figures)
     with _session(line, resume) as tracker:
         outcome = run_experiment(line, tracker, resume)
     console.print(result_table(outcome.rows, line.config.evaluation.confidence))
-    _show_end(line, outcome, started)
+    _show_end(line, outcome, started, figures)
 
 
 @app.command()
-def train(file: File, overrides: Overrides = None, resume: Resume = False) -> None:
+def train(file: File, overrides: Overrides = None, resume: Resume = False, figures: Figures = None) -> None:
     """Train one model for each of the file's seeds."""
     from tt_ray.distributed.experiment import train_experiment
     from tt_ray.model.checkpoint import load_checkpoint
 
     started = time.perf_counter()
-    line = _checked_line(load_experiment(file, overrides or []), resume)
+    line = _checked_line(load_experiment(file, overrides or []), resume, plays=False)
+    figures_folder(figures)
     with _session(line, resume) as tracker:
         outcome = train_experiment(line, tracker, resume)
     rows = []
@@ -118,7 +125,7 @@ def train(file: File, overrides: Overrides = None, resume: Resume = False) -> No
         rows.append([seed, checkpoint.step, *losses])
     columns = ["seed", "best step", "val loss", "observation", "action", "reward", "value"]
     console.print(plain_table(columns, rows, "Models"))
-    _show_end(line, outcome, started)
+    _show_end(line, outcome, started, figures)
 
 
 _LOSS_PARTS = ("", "_observation", "_action", "_reward", "_value")
@@ -131,20 +138,15 @@ def evaluate(
     critic: Annotated[
         Path | None, typer.Option(help="Folder of a critic, for the objective q; default: the experiment's.")
     ] = None,
+    figures: Figures = None,
 ) -> None:
     """Score the planner of a trained model; needs the environment, not the data set."""
-    from tt_ray.distributed.checkpoints import find_critic, find_folder, load_for_evaluation
+    from tt_ray.distributed.checkpoints import find_critic, load_for_evaluation
     from tt_ray.distributed.experiment import evaluate_experiment
     from tt_ray.distributed.line import Line, check_objective
-    from tt_ray.tracking import download_checkpoint
 
     started = time.perf_counter()
-    path = find_folder(target)
-    if path is None:
-        given = dict(override.split("=", 1) for override in overrides or [] if "=" in override)
-        uri = connect(given.get("tracking.uri"), must_exist=True)
-        storage = Path(given.get("resources.storage", ResourcesConfig().storage))
-        path = download_checkpoint(target, uri, storage / "downloads")
+    path = find_checkpoint(target, overrides or [])
     scorer = None if critic is None else find_critic(critic)
     config, spec, seed = load_for_evaluation(path, overrides or [], scorer)
     line = Line(config, Bars())
@@ -152,17 +154,22 @@ def evaluate(
     line.locate(spec.fingerprint)
     line.given_critic = scorer
     check_objective(line.config)
+    figures_folder(figures)
     with _session(line, resume=False) as tracker:
         outcome = evaluate_experiment(line, tracker, path, seed)
     console.print(result_table(outcome.rows, config.evaluation.confidence))
-    _show_end(line, outcome, started)
+    _show_end(line, outcome, started, figures)
 
 
-def _checked_line(config: ExperimentConfig, resume: bool) -> Line:
-    """The line of stages; what can be refused is refused here, before anything is started or written."""
+def _checked_line(config: ExperimentConfig, resume: bool, plays: bool = True) -> Line:
+    """The line of stages; what can be refused is refused here, before anything is started or written.
+
+    Without `plays`, data that names no environment will do.
+    """
     from tt_ray.distributed.line import Line
 
     line = Line(config, Bars())
+    line.plays = plays
     line.check(resume)
     return line
 
@@ -174,14 +181,15 @@ def _session(line: Line, resume: bool) -> Iterator[MlflowTracker]:
         yield tracker
 
 
-def _show_end(line: Line, outcome: Outcome, started: float) -> None:
+def _show_end(line: Line, outcome: Outcome, started: float, figures: Path | None) -> None:
     """Times, and where to look next."""
     elsewhere = time.perf_counter() - started - sum(line.usage.seconds.values())
     console.print(times_table({**line.usage.seconds, "start-up and logging": elsewhere}))
     console.print()
     places = [("reused", _reuse(line.usage))] if line.usage.reused else []
     places += [(f"model, seed {seed}", str(path)) for seed, path in outcome.checkpoints.items()]
-    show_places([*places, ("tables and figures", str(outcome.folder))])
+    copy_figures(outcome.folder, figures)
+    show_places([*places, ("tables and figures", str(outcome.folder))], line.config)
 
 
 def _reuse(usage: Usage) -> str:

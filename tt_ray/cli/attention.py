@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import connect, show_places
 from tt_ray.cli.view import Bars, console, plain_table
 from tt_ray.config import ExperimentConfig, ResourcesConfig, to_dict
@@ -30,6 +31,7 @@ def attention(
     target: Annotated[str, typer.Argument(help="Checkpoint or model folder, or an MLflow run id.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Held-out windows to average over, at most.")] = 256,
+    figures: Figures = None,
 ) -> None:
     """Where a trained model looks: every head's map, and how Markovian and how striated it is.
 
@@ -45,6 +47,7 @@ def attention(
     path = find_checkpoint(target, overrides or [])
     config, _, seed = load_for_evaluation(path, overrides or [])
     checkpoint = load_checkpoint(path)
+    figures_folder(figures)
     uri = connect(config.tracking.uri)
     storage = writable(Path(config.resources.storage)).resolve()
     tokens = full_windows(_held_out(config, checkpoint, path, seed), windows)
@@ -61,7 +64,8 @@ def attention(
         for name in ("maps.png", "heads.png", "attention.json"):
             run.artifact(folder / name)
     _show(study)
-    show_places([("checkpoint", str(path)), ("maps and scores", str(folder))])
+    show_places([("checkpoint", str(path)), ("maps and scores", str(folder))], config)
+    copy_figures(folder, figures)
 
 
 def find_checkpoint(target: str, overrides: list[str]) -> Path:
@@ -85,6 +89,11 @@ def _held_out(config: ExperimentConfig, checkpoint: Checkpoint, path: Path, seed
     from tt_ray.distributed.line import Line
     from tt_ray.training.job import make_job
 
+    if checkpoint.origin:
+        raise UserError(
+            f"{path}: was imported, so nobody knows which episodes it was not trained on, and attention is "
+            "looked at on those"
+        )
     with console.status(f"reading {config.dataset.id}"):
         episodes = Line(config, Bars()).episodes
         if episodes.spec.fingerprint != checkpoint.spec.fingerprint:

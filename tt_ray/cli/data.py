@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.progress import DownloadColumn, Progress
-from rich.table import Table
 
+from tt_ray.cli.data_view import sets_table, show_findings, show_made
+from tt_ray.cli.figures import Figures, figures_folder, say_figures
+from tt_ray.cli.importing import import_command
 from tt_ray.cli.reconstruct import bins
 from tt_ray.cli.view import Bars, console, plain_table
 from tt_ray.config import CollectConfig, ExperimentConfig
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict, load_experiment
 
-if TYPE_CHECKING:
-    from tt_ray.data.minari_sets import DatasetInfo
-
 data_app = typer.Typer(help="List, show, download, collect and import data sets.", no_args_is_help=True)
 data_app.command()(bins)
+data_app.command("import")(import_command)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that id.")]
 
 
@@ -31,41 +30,17 @@ def list_command() -> None:
     from tt_ray.data.minari_sets import list_datasets
 
     if found := list_datasets():
-        console.print(_sets_table(found, f"Data sets in {datasets_root()}"))
+        console.print(sets_table(found, f"Data sets in {datasets_root()}"))
     else:
         console.print(
             f"no data sets in {datasets_root()}: `tt-ray data collect ENV` makes one", soft_wrap=True
         )
 
 
-def _sets_table(sets: Sequence[DatasetInfo], title: str) -> Table:
-    """A line for each data set; in place of the environment, why one cannot be used."""
-    columns = ["id", "environment", "episodes", "steps", "MB", "reference scores"]
-    rows = [
-        [
-            info.id,
-            info.environment if info.problem is None else info.problem,
-            info.episodes,
-            info.steps,
-            round(info.size_mb, 1),
-            "" if info.ref_min_score is None else f"{info.ref_min_score:.4g} to {info.ref_max_score:.5g}",
-        ]
-        for info in sets
-    ]
-    return plain_table(columns, rows, title)
-
-
-def _show_made(dataset: str) -> None:
-    """The data set that a command has made, and how to look at it."""
-    from tt_ray.data.minari_sets import list_datasets
-
-    console.print(_sets_table([info for info in list_datasets() if info.id == dataset], "Data set"))
-    console.print(f"look at it with `tt-ray data show {dataset}`", soft_wrap=True)
-
-
 @data_app.command()
-def show(dataset: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+def show(dataset: Annotated[str, typer.Argument(metavar="ID")], figures: Figures = None) -> None:
     """Spaces, columns, returns and origin of a data set."""
+    from tt_ray.data.log_report import stored_findings
     from tt_ray.data.minari_sets import describe
 
     found = describe(dataset)
@@ -88,12 +63,30 @@ def show(dataset: Annotated[str, typer.Argument(metavar="ID")]) -> None:
         ("action space", found.action_space),
         ("fingerprint", found.fingerprint),
     ]
-    hidden = ("final_policy", "final_policy_returns", "random_returns", "history", "collect")
+    hidden = ("final_policy", "final_policy_returns", "random_returns", "history", "collect", "report")
     facts += [(key, str(value)) for key, value in found.metadata.items() if key not in hidden and value]
     console.print(plain_table(["", "value"], facts, dataset))
     columns = ["column", "min", "max", "mean", "std", "distinct"]
     rows = [[c.name, c.minimum, c.maximum, c.mean, c.std, c.distinct] for c in found.columns]
     console.print(plain_table(columns, rows, "Columns"))
+    if findings := stored_findings(found.metadata):
+        console.print("\nWhen it was imported")
+        show_findings(findings)
+    if figures is not None:
+        figures_folder(figures)
+        _draw(dataset, figures)
+
+
+def _draw(dataset: str, folder: Path) -> None:
+    """Returns and lengths of the episodes."""
+    from tt_ray.data.minari_reader import load_episodes
+    from tt_ray.evaluation.figures import data_figure
+    from tt_ray.search import safe_name
+
+    episodes = load_episodes(dataset)
+    name = f"{safe_name(dataset)}.png"
+    data_figure(episodes.returns, episodes.lengths, folder / name, dataset)
+    say_figures(folder, [name])
 
 
 @data_app.command()
@@ -112,7 +105,7 @@ def download(dataset: Annotated[str, typer.Argument(metavar="ID")], overwrite: O
             found = d4rl.download(
                 dataset, lambda done, total: bar.update(task, completed=done, total=total), overwrite
             )
-    _show_made(found)
+    show_made(found)
 
 
 @data_app.command()
@@ -158,23 +151,6 @@ def collect(
     goal = "" if report.success_share is None else f", {report.success_share:.1%} reached the goal"
     how = "was there already" if report.reused else f"took {report.seconds:.0f} s"
     console.print(f"{report.episodes} episodes{goal}, {report.steps} steps, {how}")
-
-
-@data_app.command("import")
-def import_command(
-    file: Annotated[Path, typer.Argument(help="HDF5 file in D4RL's flat layout.")],
-    dataset: Annotated[str, typer.Option("--id", help="Id of the new data set, such as me/task-v0.")],
-    environment: Annotated[str | None, typer.Option(help="Environment id or module:EnvId.")] = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Turn an HDF5 file (observations, actions, rewards, terminals, timeouts) into a Minari data set."""
-    from tt_ray.data import d4rl
-    from tt_ray.evaluation.environments import make_environment
-
-    made = d4rl.import_file(
-        file, dataset, environment, overwrite=overwrite, make=lambda name: make_environment({"id": name})
-    )
-    _show_made(made)
 
 
 def _collect_config(

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from tt_ray.cli.attention import find_checkpoint
+from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import session, show_places
 from tt_ray.cli.view import Bars, console, empty_table, interval, times_table
 from tt_ray.experiment_file import apply_overrides, load_experiment
@@ -39,6 +40,7 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a training that was interrupted.")
     ] = False,
+    figures: Figures = None,
 ) -> None:
     """Long-horizon prediction without an environment: train what is missing, roll it out, compare."""
     from tt_ray.distributed.line import Line
@@ -47,13 +49,16 @@ def predict(
     started = time.perf_counter()
     config, checkpoint = _config(target, overrides or [])
     line = Line(config, Bars())
+    line.plays = False
     line.check(resume or checkpoint is not None)
     if checkpoint is not None:
         require_same_data(line, checkpoint)
     check_prediction(line, resume)
+    figures_folder(figures)
     with session(config, line.storage if resume else None) as (tracker, line.allocation):
         outcome = predict(line, tracker, resume, checkpoint)
     _show(outcome, line, time.perf_counter() - started)
+    copy_figures(outcome.folder, figures)
 
 
 def _config(target: str, overrides: list[str]) -> tuple[ExperimentConfig, Path | None]:
@@ -84,7 +89,7 @@ def _show(outcome: PredictionOutcome, line: Line, seconds: float) -> None:
     console.print()
     places = [("reused", ", ".join(line.usage.reused))] if line.usage.reused else []
     places += [(model, str(path)) for model, path in outcome.checkpoints.items()]
-    show_places([*places, ("tables and figures", str(outcome.folder))])
+    show_places([*places, ("tables and figures", str(outcome.folder))], line.config)
 
 
 def _table(frame: pd.DataFrame, title: str, confidence: float) -> Table:

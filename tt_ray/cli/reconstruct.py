@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.view import Bars, console, plain_table
 from tt_ray.config import DiscretizerConfig, ExperimentConfig
 from tt_ray.errors import UserError
@@ -26,6 +27,7 @@ def bins(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
     counts: Annotated[str, typer.Option("--bins", help="Numbers of bins to try.")] = "10,30,100,300",
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/bins/ID by default.")] = None,
+    figures: Figures = None,
 ) -> None:
     """What is lost when a data set becomes tokens: by dimension, kind and number of bins."""
     from tt_ray.distributed.line import Line
@@ -39,6 +41,7 @@ def bins(
     with console.status(f"reading {config.dataset.id}"):
         episodes = Line(config, Bars()).episodes
     _make(folder)
+    figures_folder(figures)
     with Bars().stage("fitting bins", len(choices)) as update:
         table = reconstruction_table(episodes, config.dataset, choices, lambda done: update(done, ""))
     with whole_file(folder / "bins.parquet") as file:
@@ -48,6 +51,7 @@ def bins(
     for title, name in (("table", "bins.parquet"), ("figure", "bins.png")):
         line = f"{title + ':':<20}{folder / name}"
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    copy_figures(folder, figures)
 
 
 def _config(dataset: str, overrides: list[str]) -> ExperimentConfig:
@@ -91,10 +95,19 @@ def _show(table: pd.DataFrame) -> None:
     titles |= {"observation": "obs.", "in_use": "in use"}
     columns = [titles.get(name, name) for name in map(str, whole)]
     title = "Held-out episodes, mean over dimensions: errors in their standard deviations, entropy in bits"
-    console.print(plain_table(columns, whole.to_numpy().tolist(), title))
+    cells = [[_digits(cell) for cell in row] for row in whole.to_numpy().tolist()]
+    console.print(plain_table(columns, cells, title))
     wide = table.pivot(index="dimension", columns=["strategy", "num_bins"], values="rmse")
     names = table["name"].iloc[: len(wide)].tolist()
-    rows = [[name, *errors] for name, errors in zip(names, wide.to_numpy().tolist(), strict=True)]
+    errors = zip(names, wide.to_numpy().tolist(), strict=True)
+    rows = [[_digits(cell) for cell in (name, *of_name)] for name, of_name in errors]
     columns = ["", *(f"{column[0]} {column[1]}" for column in wide.columns.to_list())]
     console.print(plain_table(columns, rows, "rmse of each dimension"))
     console.print()
+
+
+def _digits(cell: object) -> object:
+    """A number with three digits, a dimension's name in short: a terminal holds the row."""
+    if isinstance(cell, float):
+        return float(f"{cell:.3g}")
+    return cell.replace("observation", "obs.").replace("action", "act.") if isinstance(cell, str) else cell

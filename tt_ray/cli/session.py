@@ -34,7 +34,7 @@ def session(config: ExperimentConfig, leftovers: Path | None) -> Iterator[tuple[
     try:
         with cluster.connect(config.resources) as allocation:
             status.stop()
-            yield MlflowTracker(uri, config.tracking.experiment or config.name), allocation
+            yield MlflowTracker(uri, _name(config)), allocation
     except OSError as error:
         if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -51,16 +51,24 @@ def connect(uri: str | None, must_exist: bool = False) -> str:
     return tracking.connect(uri, must_exist=must_exist)
 
 
-def show_places(places: list[tuple[str, str]]) -> None:
-    """Where to look next, one line each."""
-    for title, place in [*places, *_mlflow_ui()]:
+def show_places(places: list[tuple[str, str]], config: ExperimentConfig | None = None) -> None:
+    """Where to look next, one line each; the last leads to what the configuration has logged, if any."""
+    for title, place in [*places, *_mlflow_ui(config)]:
         console.print(f"{title + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _mlflow_ui() -> list[tuple[str, str]]:
+def _name(config: ExperimentConfig) -> str:
+    """Of the MLflow experiment."""
+    return config.tracking.experiment or config.name
+
+
+def _mlflow_ui(config: ExperimentConfig | None) -> list[tuple[str, str]]:
     """How to open the MLflow UI on the store that was used."""
+    from tt_ray.tracking import experiment_page
+
     uri = connect(None)
+    page = "" if config is None else experiment_page(uri, _name(config))
     if uri.startswith(("http://", "https://")):
-        return [("MLflow UI", uri)]
+        return [("MLflow UI", f"{uri.rstrip('/')}/{page}")]
     command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
-    return [("MLflow UI", command), ("then open", "http://127.0.0.1:5000")]
+    return [("MLflow UI", command), ("then open", f"http://127.0.0.1:5000/{page}")]

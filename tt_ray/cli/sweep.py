@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import session, show_places
 from tt_ray.cli.sweep_view import LiveBoard, forecast_table, sweep_table
 from tt_ray.cli.view import Bars, console, duration
@@ -44,6 +45,7 @@ def sweep(
     detach: Annotated[
         bool, typer.Option("--detach", help="Run in the background; see `tt-ray results NAME --follow`.")
     ] = False,
+    figures: Figures = None,
 ) -> None:
     """Run every trial of a search, each stage once, and name an honest winner."""
     from tt_ray.distributed.sweeps.checks import Flags, check_sweep
@@ -58,19 +60,23 @@ def sweep(
     if dry_run:
         console.print(forecast_table(study))
         return
+    figures_folder(figures)
     if detach:
         _detach(study)
         return
     with session(loaded.base, study.folder) as (tracker, _):
         outcome = run_sweep(study, tracker, flags, Bars(), LiveBoard)
     _show(outcome, loaded, time.perf_counter() - started)
+    copy_figures(outcome.folder, figures)
     if (outcome.frame["status"] == "failed").any():
         raise typer.Exit(1)
 
 
 def _show(outcome: SweepOutcome, sweep: Sweep, seconds: float) -> None:
     """The table, what to compare it with, and where to look next."""
-    console.print(sweep_table(outcome.frame, sweep.search, sweep.base.evaluation.confidence))
+    console.print(
+        sweep_table(outcome.frame, outcome.baselines, sweep.search, sweep.base.evaluation.confidence)
+    )
     for line in outcome.data:
         console.print(f"data set {line}", highlight=False, markup=False, soft_wrap=True)
     for problem in outcome.problems:
@@ -82,7 +88,7 @@ def _show(outcome: SweepOutcome, sweep: Sweep, seconds: float) -> None:
     places = [("took", f"{duration(seconds)}; reused stages saved {duration(saved)} of computing")]
     if best := sorted(map(str, outcome.folder.glob("best*.yaml"))):
         places.append(("ready to run", ", ".join(best)))
-    show_places([*places, ("tables and figures", str(outcome.folder))])
+    show_places([*places, ("tables and figures", str(outcome.folder))], sweep.base)
 
 
 def cancel(

@@ -29,8 +29,10 @@ NARROW = 100  # columns of one in which what was reused stands under the trial's
 BEST = 5  # trials shown while the sweep runs
 
 
-def sweep_table(frame: pd.DataFrame, search: SearchConfig, confidence: float) -> RenderableType:
-    """The trials, best first within each case, the winners in bold; then what failed and why."""
+def sweep_table(
+    frame: pd.DataFrame, baselines: pd.DataFrame, search: SearchConfig, confidence: float
+) -> RenderableType:
+    """The trials, best first within each case, the winners in bold; the baselines; what failed and why."""
     from tt_ray.distributed.sweeps.table import ranking, winners
 
     ranked = ranking(frame, search)
@@ -50,6 +52,9 @@ def sweep_table(frame: pd.DataFrame, search: SearchConfig, confidence: float) ->
         if "reused" not in titles and cell["reused"]:
             name = f"{name}\n  reused: {cell['reused']}"
         table.add_row(*map(escape, [name, *(cell[title] for title in titles)]), style=style)
+    table.add_section()
+    for cell in (_cells(row, search, confidence) for _, row in baselines.iterrows()):
+        table.add_row(*map(escape, [cell["trial"], *(cell[title] for title in titles)]))
     parts: list[RenderableType] = [table]
     if len(ranked) > len(rows):
         parts.append(Text(f"{len(ranked) - len(rows)} more trials are in results.md", style="dim"))
@@ -196,7 +201,7 @@ def _metric(row: pd.Series, search: SearchConfig) -> str:
 def _cells(row: pd.Series, search: SearchConfig, confidence: float) -> dict[str, str]:
     """A trial's cells by their columns' titles."""
     seeds, episodes = int(row["seeds"]), int(row["episodes"])
-    status = "" if row["status"] == "finished" else f" ({row['status']})"
+    status = "" if row["status"] in ("finished", "baseline") else f" ({row['status']})"
     return {
         "trial": f"{row['trial']}{status}",
         "episodes": f"{seeds} x {episodes // seeds}" if seeds > 1 else str(episodes),

@@ -4,7 +4,7 @@ Plain dataclasses only: the model, the training loop and the planner need nothin
 and checking types is `experiment_file.py`; what makes two stages the same is `fingerprints.py`.
 """
 
-from tt_ray.config.acting import EvaluationConfig, PlannerConfig, PredictionConfig
+from tt_ray.config.acting import BaselineName, EvaluationConfig, PlannerConfig, PredictionConfig
 from tt_ray.config.data import CollectConfig, DatasetConfig, DiscretizerConfig, GoalConfig
 from tt_ray.config.experiment import (
     DecoderName,
@@ -19,6 +19,7 @@ from tt_ray.config.rules import MAX_BINS, require
 
 __all__ = [
     "MAX_BINS",
+    "BaselineName",
     "CollectConfig",
     "CriticConfig",
     "DatasetConfig",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from tt_ray.config.rules import at_least, each, fraction, require
+
+BaselineName = Literal["random", "data", "behaviour", "greedy", "iql", "return-conditioned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +16,12 @@ class PlannerConfig:
     """Beam search; the defaults are the authors' for Hopper and Walker2d."""
 
     objective: str = "return"
-    """What the search maximises: return, likelihood, goal, q, or `module:name` of one's own."""
+    """What the search maximises: return, likelihood, goal, q, return-conditioned, or a `module:name`."""
     goal: tuple[float, ...] | None = None
     """Goal observation of the objective `goal`; None: the one that the environment asks for."""
+    target: float | None = None
+    """Discounted return from now on that the objective `return-conditioned` conditions on; None: what the
+    best tenth of the futures that the model expects would reach."""
     horizon: int = 15
     beam_width: int = 128
     n_expand: int = 2
@@ -41,6 +47,7 @@ class PlannerConfig:
         at_least(1, "planner", self, "horizon beam_width n_expand k_act k_obs plan_every")
         at_least(1, "planner", self, "max_context_transitions")
         fraction("planner", self, "cdf_act")
+        each("planner", self, "target", math.isfinite, "be finite")
         short = f"{self.plan_every} steps cannot come from a plan of planner.horizon = {self.horizon}"
         require(self.plan_every <= self.horizon, "planner.plan_every", short)
 
@@ -81,12 +88,19 @@ class EvaluationConfig:
     that the data is from, whose score references hold either way."""
     record: tuple[int, ...] = ()
     """Observation dimensions to keep of every step, such as a position: the episodes' paths."""
+    baselines: tuple[BaselineName, ...] = ("data", "greedy")
+    """What stands beside the planner in every table, on the same episodes: random actions, statistics of the
+    data, the policy that collected it at its end (where that is known), greedy decoding of the same model
+    (behaviour cloning), IQL's own policy (needs `critic`), return-conditioned actions of the same model."""
     confidence: float = 0.95
     bootstrap_samples: int = 10_000
 
     def __post_init__(self) -> None:
         at_least(1, "evaluation", self, "episodes bootstrap_samples max_steps")
         at_least(0, "evaluation", self, "first_seed")
+        alone = "names none: data costs nothing, and greedy little beside the planner"
+        require(len(self.baselines) >= 1, "evaluation.baselines", alone)
+        require(len(set(self.baselines)) == len(self.baselines), "evaluation.baselines", "names one twice")
         each("evaluation", self, "confidence", lambda value: 0 < value < 1, "lie between 0 and 1")
 
 

@@ -46,6 +46,12 @@ class TrackingConfig:
     """MLflow store; None: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the working folder."""
     experiment: str | None = None
     """MLflow experiment; None: the experiment file's name."""
+    films: int = 1
+    """Episodes of the planner that are played once more, filmed, and drawn with their plans; in a sweep, of
+    each winner. 0: none."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "tracking", self, "films")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,14 @@ class ExperimentConfig:
         objective = self.planner.objective
         without = "q needs a critic: add a section critic"
         require(objective != "q" or self.critic is not None, "planner.objective", without)
+        iql = "iql needs a critic: add a section critic (to tt-ray evaluate: --critic FOLDER)"
+        missing = "iql" in self.evaluation.baselines and self.critic is None
+        require(not missing, "evaluation.baselines", iql)
+
+    @property
+    def extracts_policy(self) -> bool:
+        """Whether the critic's training is to give a policy, too."""
+        return self.critic is not None and "iql" in self.evaluation.baselines
 
     def _check_goals(self) -> None:
         """Refuse goals that no model of this experiment could be given."""

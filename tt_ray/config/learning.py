@@ -87,6 +87,8 @@ class CriticConfig:
     learning_rate: float = 3e-4
     target_rate: float = 0.005
     """Share of the way that the target networks go towards the Q networks with each update."""
+    inverse_temperature: float = 3.0
+    """Of the baseline iql: 0 clones the data, larger prefers actions of large advantage (10 for mazes)."""
     log_every: int = 1_000
     """Steps between two points of the training curves."""
     checkpoint_every: int = 20_000
@@ -96,6 +98,7 @@ class CriticConfig:
         each("critic", self, "expectile", lambda value: 0 < value < 1, "lie between 0 and 1")
         each("critic", self, "discount target_rate", lambda value: 0 < value <= 1, "lie in (0, 1]")
         each("critic", self, "reward_shift", math.isfinite, "be finite")
+        at_least(0, "critic", self, "inverse_temperature")
         positive("critic", self, "learning_rate")
         each(
             "critic",

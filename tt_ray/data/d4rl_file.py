@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tt_ray.data.limited import Arrays, allow_files
+from tt_ray.data.log_layout import Layout
 from tt_ray.errors import UserError
 from tt_ray.plain import MALFORMED
 
@@ -22,21 +23,19 @@ FLAGS = ("terminals", "timeouts")
 _REQUIRED = ("observations", "actions", "rewards", *FLAGS)
 
 
-def read_arrays(
-    path: Path, environment: str, recorded_dims: Sequence[int], observation_dim: int, action_dim: int
-) -> Arrays:
-    """The file's arrays for an environment: `rewards` float32 [T], `FLAGS` bool [T], `VECTORS` float32.
+def read_arrays(path: Path, recorded_dim: int | None = None, observation_dim: int | None = None) -> Arrays:
+    """The file's arrays as `log_tables.read_table` gives a table's.
 
-    Of observations, which have one of `recorded_dims`, the first `observation_dim` are kept. `UserError` for
-    a file in which they are not, and for values that are not finite.
+    Of observations with `recorded_dim` dimensions the first `observation_dim` are kept. `notes` also has the
+    plain values of the file's `metadata`. `UserError` for a file in which the arrays are not.
     """
     try:
         allow_files(1)
         with h5py.File(path, "r") as file:
             _check_arrays(file, path)
-            _check_width(path, "observations", file["observations"].shape[1], recorded_dims, environment)
-            _check_width(path, "actions", file["actions"].shape[1], [action_dim], environment)
-            return _read_columns(file, path, observation_dim)
+            crop = observation_dim if file["observations"].shape[1] == recorded_dim else None
+            columns = _read_columns(file, crop)
+            return {**columns, "notes": np.array(json.dumps(_notes(file, columns)))}
     except (*MALFORMED, RuntimeError) as error:
         raise UserError(f"{path} is not a readable HDF5 file: {' '.join(str(error).split())}") from error
 
@@ -71,26 +70,49 @@ def _check_arrays(file: h5py.File, path: Path) -> None:
         raise UserError(f"{path}: observations and next_observations differ in their dimensions")
 
 
-def _check_width(path: Path, key: str, width: int, allowed: Sequence[int], environment: str) -> None:
-    if width not in allowed:
-        has = " or ".join(str(dims) for dims in dict.fromkeys(allowed))
-        raise UserError(f"{path}: {key} have {width} dimensions, but {environment} has {has}")
-
-
-def _read_columns(file: h5py.File, path: Path, observation_dim: int) -> Arrays:
+def _read_columns(file: h5py.File, crop: int | None) -> Arrays:
     columns: dict[str, NDArray[Any]] = {}
     for key in ("observations", "actions", "rewards", "next_observations"):
         if key not in file:
             continue
         array = file[key]
-        values = array[:, :observation_dim] if "observations" in key else array[()]
-        columns[key] = values.astype(np.float32, copy=False).reshape(len(values), -1)
-        finite = np.isfinite(columns[key])
-        if not finite.all():
-            row, column = (int(index[0]) for index in np.nonzero(~finite))
-            kind = "NaN" if np.isnan(columns[key][row, column]) else "infinite"
-            raise UserError(f"{path}: {key} row {row}, column {column} is {kind}; repair the file")
+        values = array[:, :crop] if "observations" in key else array[()]
+        with np.errstate(over="ignore"):  # too large for float32: infinite, which the report tells
+            columns[key] = values.astype(np.float32, copy=False).reshape(len(values), -1)
     columns["rewards"] = columns["rewards"][:, 0]
     for key in FLAGS:
         columns[key] = file[key][()].reshape(-1).astype(bool)
     return columns
+
+
+def _notes(file: h5py.File, columns: Arrays) -> dict[str, Any]:
+    """What the arrays are, what else is there, and the single values of its `metadata`."""
+    there = [key for key in VECTORS if key in columns]
+    layout = Layout(
+        observations=("observations",),
+        actions=("actions",),
+        next_observations=("next_observations",) if "next_observations" in there else (),
+        reward="rewards",
+        terminated="terminals",
+        truncated="timeouts",
+        unused=tuple(key for key in file if key not in (*there, "rewards", *FLAGS, "metadata")),
+    )
+    dimensions = {key: [f"{key}[{i}]" for i in range(columns[key].shape[1])] for key in there}
+    found = file.get("metadata")
+    values = {key: _plain(found[key]) for key in found} if isinstance(found, h5py.Group) else {}
+    metadata = {key: value for key, value in values.items() if value is not None}
+    return {
+        "layout": layout.to_json(),
+        "dimensions": {key: dimensions.get(key, []) for key in VECTORS},
+        "metadata": metadata,
+    }
+
+
+def _plain(item: Any) -> Any:
+    """A short text or a number; None for anything else."""
+    if not isinstance(item, h5py.Dataset) or item.shape != () or item.is_virtual or item.external:
+        return None
+    value = item[()]
+    if isinstance(value, bytes):
+        return value[:200].decode(errors="replace")
+    return value.item() if isinstance(value, np.number | np.bool_) and np.isfinite(value) else None

@@ -2,7 +2,8 @@
 
 Bin k of a dimension is [edges[k], edges[k + 1]); the first and the last also take what lies outside. Edges
 are float32 numbers and distinct, and a bin's representative lies inside it, so encode(decode(k)) == k for
-every bin in use.
+every bin in use. Bins that come with an imported checkpoint are the exception: they may repeat an edge, and
+the bins between are then never an encode's answer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Discretizer:
     num_bins: int
     """V: bins a dimension may use."""
     edges: Float32s
-    """[D, V + 1], ascending; past a dimension's last edge, +inf."""
+    """[D, V + 1], ascending, some of them equal in imported bins; past a dimension's last edge, +inf."""
     representatives: Float32s
     """[D, V]: the value that a bin decodes to, its midpoint; unused bins repeat the last one in use.
 
@@ -98,16 +99,17 @@ class Discretizer:
 
     @classmethod
     def from_arrays(cls, strategy: str, arrays: Mapping[str, NDArray[Any]]) -> Discretizer:
-        """Inverse of `to_arrays`; `ValueError` where the arrays are no bins."""
-        edges = np.asarray(arrays["edges"], dtype=np.float32)
-        representatives = np.asarray(arrays["representatives"], dtype=np.float32)
+        """Inverse of `to_arrays`: edges [D, V + 1], representatives [D, V]; `ValueError` for others."""
+        # Contiguous: safetensors writes an array's memory as it lies.
+        edges = np.ascontiguousarray(arrays["edges"], dtype=np.float32)
+        representatives = np.ascontiguousarray(arrays["representatives"], dtype=np.float32)
         dims, bins = edges.shape[0], edges.shape[1] - 1
         if edges.ndim != 2 or bins < 1 or representatives.shape != (dims, bins):
             raise ValueError("the bins' arrays do not fit together")
         if not (np.isfinite(edges[:, :2]).all() and np.isfinite(representatives).all()):
             raise ValueError("bins are not finite")
         with np.errstate(invalid="ignore"):  # unused edges: infinity less infinity
-            if not ((np.diff(edges) > 0) | (edges[:, 1:] == np.inf)).all():
+            if not ((np.diff(edges) >= 0) | (edges[:, 1:] == np.inf)).all():
                 raise ValueError("the bins' edges do not ascend")
         return cls(strategy, bins, edges, representatives)
 

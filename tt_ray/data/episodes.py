@@ -33,7 +33,7 @@ class DataSpec:
     ref_max_score: float | None
     """Mean return of the reference expert: normalised score 100."""
     fingerprint: str
-    """Hash of the arrays, before any cropping."""
+    """Hash of the arrays, before any cropping, and of whether there is an environment."""
     cropped: bool = False
     """Whether some of the environment's observation dimensions are left out: by `dataset.observation_dims`,
     by `dataset.observation_keys`, or because they are the goal."""

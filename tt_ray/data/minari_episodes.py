@@ -67,7 +67,7 @@ def open_storage(folder: Path, dataset_id: str) -> MinariStorage:
 
 @contextmanager
 def reading(dataset_id: str, path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file causes into one line that names it."""
+    """Turn whatever a damaged file causes into one line that names it, a `UserError`."""
     try:
         yield
     except UNREADABLE as error:

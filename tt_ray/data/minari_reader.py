@@ -109,6 +109,8 @@ def _data_spec(dataset_id: str, storage: MinariStorage, chosen: Selection, finge
         metadata = MinariStorage.read_raw_metadata(storage.data_path)
         environment = stored_environment(metadata)
         low, high = stored_references(metadata, environment["id"])
+    if not environment["id"]:  # a model without one must not stand in for a model with one
+        fingerprint = hashlib.sha256(f"{fingerprint}, no environment".encode()).hexdigest()[:16]
     space = storage.action_space
     return DataSpec(
         dataset_id=dataset_id,

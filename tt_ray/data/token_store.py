@@ -48,7 +48,10 @@ class TokenSet:
         return cls(tokens, episodes.offsets, episodes.terminated, bins, layout, episodes.spec)
 
     def save(self, folder: Path) -> None:
-        """Write `folder` whole or not at all; another process that was faster has written the same."""
+        """Write `folder` whole or not at all; another process that was faster has written the same.
+
+        `UserError` where the disk is full or cannot be written.
+        """
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             temporary.mkdir(parents=True)

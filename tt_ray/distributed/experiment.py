@@ -16,18 +16,18 @@ import numpy as np
 import pandas as pd
 
 from tt_ray.config import ExperimentConfig, to_dict
+from tt_ray.distributed.baselines import data_baselines, metric_name, model_baselines, require_policy
 from tt_ray.distributed.evaluate import Row
 from tt_ray.distributed.line import Line
-from tt_ray.distributed.scoring import baselines, checkpoint_identity, greedy, score_planner
-from tt_ray.evaluation.figures import return_figure
+from tt_ray.distributed.pictures import FIGURES, film, paths_picture, returns_picture, training_picture
+from tt_ray.distributed.scoring import checkpoint_identity, score_planner
 from tt_ray.evaluation.scores import aggregate_interval
 from tt_ray.experiment_file import dump_yaml
-from tt_ray.fingerprints import fingerprint
+from tt_ray.fingerprints import fingerprint, plain_settings
 from tt_ray.locks import exclusive
-from tt_ray.tracking import Run, Tracker, provenance_tags
+from tt_ray.tracking import Run, Tracker, provenance_tags, system_metrics
 
 PLANNER = "planner"
-GREEDY = "greedy decoding"
 RUNNING = "another command is running this experiment"
 
 
@@ -42,20 +42,19 @@ class Outcome:
 
 
 def run_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
-    """The whole line: data, a model for each seed, its greedy and planned episodes, and the baselines."""
+    """The whole line: data, a model for each seed, its planned episodes, and the baselines beside them."""
     line.prepare_data()
     line.check_resume(resume)
     with start_parent(line, tracker) as parent:
-        rows = baselines(line)
+        rows = data_baselines(line)
         for row in rows:
-            parent.log(_named(row.policy.replace(", ", " "), row), 0)
+            parent.log(_named(row), 0)
         checkpoints = {}
         for seed in line.config.seeds:
             with start_trial(line, tracker, seed, parent) as trial:
-                checkpoints[seed] = line.train(seed, trial)
-                trial.artifact(checkpoints[seed], "checkpoint")
-                line.train_critic(seed, trial)
+                checkpoints[seed] = _train_seed(line, seed, trial)
                 rows += _evaluate_seed(line, checkpoints[seed], seed, trial)
+        _draw_episodes(line, checkpoints, rows, run_folder(line), parent)
         folder = _report(line, rows, parent)
     return Outcome(rows, checkpoints, folder)
 
@@ -68,27 +67,28 @@ def train_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
     with start_parent(line, tracker) as parent:
         for seed in line.config.seeds:
             with start_trial(line, tracker, seed, parent) as trial:
-                checkpoints[seed] = line.train(seed, trial)
-                trial.artifact(checkpoints[seed], "checkpoint")
-                line.train_critic(seed, trial)
+                checkpoints[seed] = _train_seed(line, seed, trial)
         (run_folder(line) / "config.yaml").write_text(dump_yaml(line.config))
         parent.artifact(run_folder(line) / "config.yaml")
     return Outcome([], checkpoints, run_folder(line))
 
 
 def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: int) -> Outcome:
-    """Episodes of the planner on one checkpoint, as a run of its own; the line has its spec (`Line.use`)."""
+    """Episodes on one checkpoint, as a run of its own; the line has its spec (`Line.use`)."""
     identity = fingerprint("evaluate", checkpoint_identity(checkpoint), _identity(line.config))
     folder = line.storage / "trials" / identity
     tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
     name = f"{line.config.name} seed {seed} evaluate"
     with _started(tracker, name, folder, _params(line.config, seed), tags) as run:
-        row = score_planner(line, checkpoint, line.config.planner, PLANNER, seed)
-        _log_scores(row, run, line.config.training.steps)
-        _write_tables([row], folder)
-        for name in ("results.md", "episodes.parquet"):
+        require_policy(line, seed)
+        planned = _evaluate_seed(line, checkpoint, seed, run)
+        rows = [*data_baselines(line), *planned]
+        _write_tables(rows, folder)
+        returns_picture(line, rows, folder / "returns.png")
+        for name in ("results.md", "episodes.parquet", "returns.png"):
             run.artifact(folder / name)
-    return Outcome([row], {seed: checkpoint}, folder)
+        _draw_episodes(line, {seed: checkpoint}, planned, folder, run)
+    return Outcome(rows, {seed: checkpoint}, folder)
 
 
 def run_folder(line: Line) -> Path:
@@ -129,39 +129,58 @@ def _started(
     with exclusive(folder, RUNNING):
         for leftover in folder.glob(".run.json.*"):  # of a command that was killed while it wrote
             leftover.unlink()
-        with tracker.start(name, folder, params=params, tags=tags, parent=parent) as run:
+        with tracker.start(name, folder, params=params, tags=tags, parent=parent) as run, system_metrics(run):
             yield run
 
 
 def _identity(config: ExperimentConfig) -> str:
     """What makes two commands the same experiment; where it runs and where it is logged does not."""
-    return fingerprint("experiment", _without(config, "resources", "tracking"))
+    return fingerprint("experiment", plain_settings(config, "resources", "tracking"))
 
 
 def _params(config: ExperimentConfig, seed: int) -> dict[str, object]:
     """A trial's settings, as MLflow shows them."""
-    return _without(config, "seeds", "resources", "tracking", "question") | {"seed": seed}
+    left_out = ("seeds", "resources", "tracking", "question")
+    return {key: value for key, value in to_dict(config).items() if key not in left_out} | {"seed": seed}
 
 
-def _without(config: ExperimentConfig, *sections: str) -> dict[str, object]:
-    return {key: value for key, value in to_dict(config).items() if key not in sections}
+def _train_seed(line: Line, seed: int, trial: Run) -> Path:
+    """The model of one training seed, its critic where it has one, and its curves as a picture."""
+    checkpoint = line.train(seed, trial)
+    trial.artifact(checkpoint, "checkpoint")
+    line.train_critic(seed, trial)
+    picture = run_folder(line) / FIGURES / f"training-seed-{seed}.png"
+    for path in training_picture(checkpoint.parent.parent, picture, f"{line.config.name}, seed {seed}"):
+        trial.artifact(path, FIGURES)
+    return checkpoint
+
+
+def _draw_episodes(
+    line: Line, checkpoints: Mapping[int, Path], rows: list[Row], folder: Path, run: Run
+) -> None:
+    """Films of the first training seed's planner, and paths in a maze, as artifacts of `run`."""
+    planned = [row for row in rows if row.policy == PLANNER]
+    results, seed = planned[0].results, planned[0].seed
+    assert seed is not None
+    pictures = folder / FIGURES
+    files = film(line, checkpoints[seed], seed, results, pictures, "episode")
+    everything = [result for row in planned for result in row.results]
+    for path in [*files, *paths_picture(line, everything, pictures / "paths.png")]:
+        run.artifact(path, FIGURES)
 
 
 def _evaluate_seed(line: Line, checkpoint: Path, seed: int, trial: Run) -> list[Row]:
-    decoded = score_planner(line, checkpoint, greedy(line), GREEDY, seed)
+    """The rows of a model: its baselines, and last the planner."""
+    step, rows = line.config.training.steps, model_baselines(line, checkpoint, seed)
+    for row in rows:
+        trial.log(_named(row), step)
     planner = score_planner(line, checkpoint, line.config.planner, PLANNER, seed)
-    step = line.config.training.steps
-    trial.log(_named("greedy", decoded), step)
-    _log_scores(planner, trial, step)
-    return [decoded, planner]
+    trial.log(planner.summary.metrics() | planner.speed(), step)
+    return [*rows, planner]
 
 
-def _log_scores(row: Row, run: Run, step: int) -> None:
-    run.log(row.summary.metrics() | row.speed(), step)
-
-
-def _named(prefix: str, row: Row) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in row.summary.metrics().items()}
+def _named(row: Row) -> dict[str, float]:
+    return {f"{metric_name(row.policy)}/{name}": value for name, value in row.summary.metrics().items()}
 
 
 def _report(line: Line, rows: list[Row], parent: Run) -> Path:
@@ -187,14 +206,10 @@ def _report(line: Line, rows: list[Row], parent: Run) -> Path:
     parent.log(line.usage.metrics(), 0)
     _write_tables(rows, folder)
     (folder / "config.yaml").write_text(dump_yaml(line.config))
-    return_figure([(_label(row), row.returns, row.summary.returns) for row in rows], folder / "returns.png")
+    returns_picture(line, rows, folder / "returns.png")
     for name in ("results.md", "episodes.parquet", "config.yaml", "returns.png"):
         parent.artifact(folder / name)
     return folder
-
-
-def _label(row: Row) -> str:
-    return row.policy if row.seed is None else f"{row.policy}, seed {row.seed}"
 
 
 def _write_tables(rows: list[Row], folder: Path) -> None:

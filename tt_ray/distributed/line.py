@@ -65,6 +65,8 @@ class Line:
         self.tokens: Path
         self.models: dict[int, Path] = {}
         self.critics: dict[int, Path] = {}
+        self.plays = True
+        """Whether the environment is needed: for episodes, but not to train or predict on the data alone."""
         self.given_critic: Path | None = None
         """A critic's checkpoint that the user has named, in place of the store's."""
 
@@ -89,7 +91,9 @@ class Line:
             with self.usage.timed("collect"):
                 collect_data(self.config, self.progress, self.allocation)
             self._read()
+        spec = self.spec
         self.make_tokens()
+        self.spec = spec  # not that of an equal set, whose scores may have other references
 
     def locate(self, data_fingerprint: str) -> None:
         """Where the tokens and models of data with this fingerprint belong."""
@@ -164,8 +168,9 @@ class Line:
         return checkpoint
 
     def train_critic(self, seed: int, run: Run) -> None:
-        """The critic of one training seed, where the objective asks for one, trained unless it is there."""
-        if not find_objective(self.config.planner.objective).uses_critic or self.given_critic is not None:
+        """The critic of one training seed, where objective or baselines ask for it, unless it is there."""
+        asked = find_objective(self.config.planner.objective).uses_critic or self.config.extracts_policy
+        if not asked or self.given_critic is not None:
             return
         folder, config = self.critics[seed], self.config.critic
         assert config is not None
@@ -185,14 +190,21 @@ class Line:
         """Checkpoint of the critic that the planner's objective asks for; None where it asks for none."""
         if not find_objective(planner.objective).uses_critic:
             return None
+        return self.critic_of(seed, f"planner.objective {planner.objective}")
+
+    def critic_of(self, seed: int | None, who: str) -> Path:
+        """Checkpoint of the critic of a training seed, or the one the user has named; `UserError` for none.
+
+        `who` needs it.
+        """
         if self.given_critic is not None:
             return self.given_critic
         folder = None if seed is None else self.critics.get(seed)
         checkpoint = None if folder is None else last_checkpoint(folder)
         if checkpoint is None:
             raise UserError(
-                f"planner.objective {planner.objective} needs a critic, and {self.storage} has none of this "
-                "experiment: run the whole experiment, or name one with --critic FOLDER"
+                f"{who} needs a critic, and {self.storage} has none of this experiment: run the whole "
+                "experiment, or name one with --critic FOLDER"
             )
         return checkpoint
 
@@ -234,7 +246,9 @@ class Line:
     def _read(self) -> None:
         """The data set, its environment checked, and where its tokens and models belong."""
         with self.usage.timed("tokens"):
-            self.use(self.episodes.spec)
+            self.spec = self.episodes.spec
+            if self.plays or self.played.environment["id"]:
+                self.use(self.spec)
         self.locate(self.spec.fingerprint)
 
     def _clear_leftovers(self) -> None:

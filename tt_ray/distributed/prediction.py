@@ -243,7 +243,13 @@ def _ensemble_job(line: Line, tokens: TokenSet, seed: int) -> EnsembleJob:
 
 def require_same_data(line: Line, checkpoint: Path) -> None:
     """`UserError` unless the data set that is here is the one that the checkpoint was trained on."""
-    theirs = load_checkpoint(checkpoint).spec
+    loaded = load_checkpoint(checkpoint)
+    if loaded.origin:
+        raise UserError(
+            f"{checkpoint}: was imported, so nobody knows which episodes it was not trained on, and "
+            "predictions are compared with those"
+        )
+    theirs = loaded.spec
     if theirs.fingerprint != line.spec.fingerprint:
         raise UserError(
             f"{checkpoint}: was trained on another {theirs.dataset_id} than the one that is here "

@@ -1,4 +1,4 @@
-"""Episodes of planners and baselines in an experiment's environment, each kept in the stage store."""
+"""Episodes of planners and other policies in an experiment's environment, each kept in the stage store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tt_ray.config import ExperimentConfig, PlannerConfig
-from tt_ray.data.minari_reader import own_metadata
 from tt_ray.distributed.evaluate import (
-    GREEDY,
     EpisodeFile,
-    LinearBaseline,
     Planner,
-    RandomBaseline,
     Row,
     Worker,
     evaluate,
@@ -36,19 +32,11 @@ def episode_seeds(line: Line, episodes: int | None = None) -> list[int]:
     return list(range(evaluation.first_seed, evaluation.first_seed + (episodes or evaluation.episodes)))
 
 
-def baselines(line: Line) -> list[Row]:
-    """Random actions, the data set itself, and the policy that collected it where that is known."""
-    spec, maximum = line.played, line.config.evaluation.max_steps
-    identity = fingerprint(spec.to_json(), maximum)
-    rows = [_play(line, "random policy", None, RandomBaseline(spec), f"random-{identity}")]
-    returns = line.episodes.returns
-    best = sorted(returns)[-max(1, len(returns) // 10) :]
-    rows += [_data_row(line, "data set", returns), _data_row(line, "data set, best tenth", best)]
-    policy = own_metadata(spec.dataset_id).get("final_policy")
-    if policy is not None and not spec.cropped:
-        worker = LinearBaseline(policy)
-        rows.append(_play(line, "final behaviour policy", None, worker, f"behaviour-{identity}"))
-    return rows
+def planner_of(line: Line, checkpoint: Path, planner: PlannerConfig, seed: int | None) -> Planner:
+    """What makes the planner of a checkpoint in the process that will use it."""
+    resources = line.config.resources
+    slots, critic = resources.episodes_per_actor, line.critic_for(planner, seed)
+    return Planner(checkpoint, planner, line.config.dataset.discount, slots, resources.decoder, critic)
 
 
 def score_planner(
@@ -60,19 +48,16 @@ def score_planner(
     seeds: Sequence[int] | None = None,
 ) -> Row:
     """Episodes of the planner on a checkpoint, for `seeds` or else the experiment's own."""
-    resources = line.config.resources
-    slots, critic = resources.episodes_per_actor, line.critic_for(planner, seed)
-    worker = Planner(checkpoint, planner, line.config.dataset.discount, slots, resources.decoder, critic)
-    key = evaluation_key(line.config, planner, checkpoint, critic)
-    made = [path.parent.parent for path in (checkpoint, critic) if path is not None]
-    inputs = [(path.parent.name, path.name) for path in made if path.parent.parent == line.storage]
-    return _play(line, policy, seed, worker, key, seeds, slots, inputs)
+    worker = planner_of(line, checkpoint, planner, seed)
+    key = evaluation_key(line.config, planner, checkpoint, worker.critic)
+    inputs = made_by(line, checkpoint, worker.critic)
+    return play(line, policy, seed, worker, key, seeds, worker.slots, inputs)
 
 
-def greedy(line: Line) -> PlannerConfig:
-    """Greedy decoding with the experiment's context."""
-    context = line.config.planner.max_context_transitions
-    return PlannerConfig(**{**vars(GREEDY), "max_context_transitions": context})
+def made_by(line: Line, *checkpoints: Path | None) -> list[Input]:
+    """The stages of this storage that have made `checkpoints`, of which there may be none."""
+    made = [path.parent.parent for path in checkpoints if path is not None]
+    return [(path.parent.name, path.name) for path in made if path.parent.parent == line.storage]
 
 
 def evaluation_key(
@@ -95,7 +80,7 @@ def make_row(line: Line, policy: str, seed: int | None, results: list[EpisodeRes
     return Row(policy, seed, summary, with_scores(results, low, high))
 
 
-def _play(
+def play(
     line: Line,
     policy: str,
     seed: int | None,
@@ -159,16 +144,6 @@ def missing(folder: Path, seeds: Sequence[int]) -> list[int]:
     """Those of `seeds` whose episodes are not in the evaluation's folder."""
     there = read_episodes(folder)
     return [seed for seed in seeds if seed not in there]
-
-
-def _data_row(line: Line, policy: str, returns: Any) -> Row:
-    nothing = {"length": 0, "terminated": False, "decisions": 0}
-    times = {"environment_seconds": 0.0, "planning_seconds": 0.0}
-    results = [
-        EpisodeResult(seed=i, episode_return=float(value), **nothing, **times)  # type: ignore[arg-type]
-        for i, value in enumerate(returns)
-    ]
-    return make_row(line, policy, None, results)
 
 
 def writable(storage: Path) -> Path:

@@ -99,7 +99,8 @@ def train_critic(config: ExperimentConfig, episodes: Episodes, folder: Path, see
     data, critic = config.dataset, config.critic
     assert critic is not None
     chosen, _ = split_episodes(len(episodes), data.validation_fraction, data.split_seed, data.fraction)
-    job = CriticJob(critic, Transitions.of(treat_rewards(episodes, data), chosen), episodes.spec, seed)
+    transitions = Transitions.of(treat_rewards(episodes, data), chosen)
+    job = CriticJob(critic, transitions, episodes.spec, seed, config.extracts_policy)
     journal = Journal(folder)
 
     def log(metrics: Mapping[str, float], step: int) -> None:

@@ -210,7 +210,10 @@ def head_scores(maps: Floats, visible: Flags, layout: TokenLayout) -> dict[str, 
 
 
 def scored_keys(layout: TokenLayout, length: int) -> dict[str, Flags]:
-    """Keys [T, T] whose mass each score counts, by query; a query without any does not count."""
+    """Keys [T, T] whose mass each score counts, by query; a query without any does not count.
+
+    `UserError` where the T = `length` tokens are too few transitions for any.
+    """
     place, slots = np.arange(length) - layout.goal_dim, layout.slots
     back, own_slot = _transitions_back(layout, length), place % slots
     counts = ((place + 1) // slots >= PAST)[:, None]

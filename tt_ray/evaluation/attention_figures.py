@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from tt_ray.data.tokens import Kind
 from tt_ray.evaluation.attention import SCORES, AttentionStudy, token_kinds
-from tt_ray.evaluation.figure_parts import open_figure, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, open_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

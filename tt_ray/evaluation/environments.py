@@ -170,7 +170,10 @@ def random_return(env: gym.Env, seed: int) -> float:
 def _environment_spec(environment: Mapping[str, Any]) -> EnvSpec:
     """The description as Gymnasium's EnvSpec, its module imported."""
     if not environment.get("id") or not isinstance(environment["id"], str):
-        raise UserError("the data set names no environment: episodes can only be run where one is named")
+        raise UserError(
+            "the data set names no environment, and episodes need one: set evaluation.environment, "
+            "or import the data again with --env"
+        )
     module, _, name = environment["id"].rpartition(":")
     if module:
         _import_module(module, environment["id"])

@@ -1,4 +1,4 @@
-"""What several figures are made of: a file written whole or not at all, scales, ticks, legends."""
+"""The style of all figures, and what they are made of: colours, fonts, files written whole, scales."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tt_ray.evaluation.figures import COLORS
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,8 +22,21 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ticks = list[tuple[float, str]]
 
+# Okabe and Ito's palette, which the common kinds of colour blindness tell apart.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+BLUE, ORANGE, GREEN, PINK, SKY, RED = COLORS
+GREY = "#8A8A8A"
+"""What is there for comparison."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SMALL = 9  # points, of labels
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": SMALL + 2,
+    "axes.labelsize": 10,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names may hold a dollar sign, which is no formula
+    "svg.hashsalt": "tt-ray",  # equal tables give equal files
+}
 CHARACTER = 0.078  # inches, of a small label
 WRAP = 30  # characters of a line of a category's text
 FEW_VALUES = 8  # a parameter with more values is continuous
@@ -41,8 +52,7 @@ def open_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Names may hold a dollar sign, which is no formula; equal tables give equal files.
-    with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "tt-ray"}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         kind = path.suffix.removeprefix(".")

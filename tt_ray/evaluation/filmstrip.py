@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from tt_ray.data.episodes import DataSpec
 from tt_ray.evaluation.environments import make_environment
-from tt_ray.evaluation.figure_parts import SMALL, open_figure, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, SMALL, open_figure, tidy
 
 logger = logging.getLogger(__name__)
 

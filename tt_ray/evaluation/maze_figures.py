@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import SMALL, open_figure
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, RED, SMALL, open_figure
 from tt_ray.evaluation.mazes import Grid, MazeMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FAILED = "#D55E00"
+FAILED = RED
 WALL_COLOR = "#4D4D4D"
 CELL, SMALLEST, WIDE = 0.55, 3.8, 5.5  # inches: of a cell, the smallest map, one line of legend
 

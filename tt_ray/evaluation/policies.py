@@ -1,11 +1,14 @@
-"""Policies to compare planners with: random actions, and the linear ones that random search learns."""
+"""Policies to compare planners with: random actions, the linear ones of random search, and a critic's own."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+
+from tt_ray.model.critic import CriticCheckpoint
 
 
 class RandomPolicy:
@@ -41,14 +44,11 @@ class RandomPolicy:
         del self._streams[episode]
 
 
-class LinearPolicy:
-    """Actions weights @ ((observation - mean) / std), the form that random search learns."""
+class _Observing:
+    """A deterministic policy of the present observation alone; derived classes have `_apply`."""
 
-    def __init__(self, weights: ArrayLike, mean: ArrayLike, std: ArrayLike, slots: int = 1) -> None:
+    def __init__(self, slots: int) -> None:
         self.slots = slots
-        self._weights = np.asarray(weights, dtype=np.float64)  # [M, N]
-        self._mean = np.asarray(mean, dtype=np.float64)  # [N]
-        self._std = np.asarray(std, dtype=np.float64)  # [N]
         self._observations: dict[int, NDArray[np.float32]] = {}
 
     def add(self, episode: int, seed: int, observation: NDArray[np.float32]) -> None:
@@ -62,7 +62,7 @@ class LinearPolicy:
         return {key: self._apply(self._observations[key]) for key in chosen}
 
     def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (self._weights @ ((observation - self._mean) / self._std)).astype(np.float32)
+        raise NotImplementedError
 
     def observe(
         self, episode: int, action: NDArray[np.float32], reward: float, next_observation: NDArray[np.float32]
@@ -73,3 +73,32 @@ class LinearPolicy:
     def remove(self, episode: int) -> None:
         """Free the episode's slot."""
         del self._observations[episode]
+
+
+class LinearPolicy(_Observing):
+    """Actions weights @ ((observation - mean) / std), the form that random search learns."""
+
+    def __init__(self, weights: ArrayLike, mean: ArrayLike, std: ArrayLike, slots: int = 1) -> None:
+        super().__init__(slots)
+        self._weights = np.asarray(weights, dtype=np.float64)  # [M, N]
+        self._mean = np.asarray(mean, dtype=np.float64)  # [N]
+        self._std = np.asarray(std, dtype=np.float64)  # [N]
+
+    def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (self._weights @ ((observation - self._mean) / self._std)).astype(np.float32)
+
+
+class CriticPolicy(_Observing):
+    """Mean actions of the policy that was extracted with a critic (IQL's own), within the bounds."""
+
+    def __init__(self, checkpoint: CriticCheckpoint, slots: int = 1) -> None:
+        super().__init__(slots)
+        self._critic, spec = checkpoint.critic, checkpoint.spec
+        self._low = np.asarray(spec.action_low, dtype=np.float32)
+        self._high = np.asarray(spec.action_high, dtype=np.float32)
+        self._goal_dim = spec.goal_dim
+
+    @torch.inference_mode()
+    def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        action = self._critic.act(torch.from_numpy(np.array(observation[self._goal_dim :])))
+        return np.clip(action.numpy(), self._low, self._high)

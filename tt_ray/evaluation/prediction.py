@@ -69,7 +69,7 @@ class HeldOut:
     horizon: int
 
     def context(self, start: int, transitions: int) -> torch.Tensor:
-        """Tokens of the last `transitions` transitions up to a start, of the present one the observation."""
+        """Tokens [T] of so many transitions up to a start, of the present one the observation."""
         row = self.rows[start]
         tokens = self.tokens[row - transitions + 1 : row + 1].astype(np.int64).flatten()
         return torch.from_numpy(tokens[: len(tokens) - self.layout.slots + self.layout.observation_dim])
@@ -103,7 +103,7 @@ def hidden_observations(tokens: NDArray[np.integer], layout: TokenLayout) -> NDA
 def choose_starts(
     episodes: Episodes, chosen: NDArray[np.int64], config: PredictionConfig
 ) -> NDArray[np.int64]:
-    """Rows of `config.starts` present observations, spread evenly over the places in the episodes `chosen`.
+    """Rows [starts] of present observations, spread evenly over the places in the episodes `chosen`.
 
     Before a place there are `config.context` - 1 rows of its episode, after it `config.horizon`. Fewer where
     there are not so many places; `UserError` where there is none.

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tt_ray.evaluation.figure_parts import SMALL, open_figure, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, SMALL, open_figure, tidy
 
 FULL, MARKOVIAN, ENSEMBLE, RECORDED = "transformer", "markovian", "ensemble", "ensemble_recorded_actions"
 ORACLE = "oracle"

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tt_ray.evaluation.figure_parts import number_text, open_figure, round_numbers, tidy
-from tt_ray.evaluation.figures import COLORS
+from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, round_numbers, tidy
 from tt_ray.evaluation.reconstruction import KINDS, STRATEGIES
 
 if TYPE_CHECKING:

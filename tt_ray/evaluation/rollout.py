@@ -77,7 +77,7 @@ class Policy(Protocol):
         """Episodes that it can act for at once."""
 
     def add(self, episode: int, seed: int, observation: NDArray[np.float32]) -> None:
-        """Start an episode in a free slot; its random numbers come from `seed` alone."""
+        """Start an episode in a free slot from observation [N]; its random numbers come from `seed` alone."""
 
     def act(self, episodes: Collection[int] | None = None) -> Mapping[int, NDArray[np.float32]]:
         """An action [M] for each of `episodes`; None: for every live one."""
@@ -85,7 +85,7 @@ class Policy(Protocol):
     def observe(
         self, episode: int, action: NDArray[np.float32], reward: float, next_observation: NDArray[np.float32]
     ) -> None:
-        """What came of the action; not called after an episode's last step."""
+        """What came of the action [M]: the next observation [N]; not called after an episode's last step."""
 
     def remove(self, episode: int) -> None:
         """Free the episode's slot."""

@@ -61,14 +61,14 @@ class ScoreSummary:
     def metrics(self) -> dict[str, float]:
         """Figures under their MLflow names; no `score/...` without reference scores."""
         figures = {
-            "episodes": float(self.episodes),
+            "episodes/count": float(self.episodes),
             "return/mean": self.returns.value,
             "return/ci_low": self.returns.low,
             "return/ci_high": self.returns.high,
             "return/std": self.return_std,
             "return/iqm": self.return_iqm,
-            "length/mean": self.length_mean,
-            "terminated/fraction": self.terminated_fraction,
+            "episodes/length": self.length_mean,
+            "episodes/terminated": self.terminated_fraction,
         }
         if self.score is not None and self.score_iqm is not None:
             figures["score/mean"] = self.score.value
@@ -91,7 +91,10 @@ def iqm(values: ArrayLike) -> Any:
 
 
 def normalized_score(returns: ArrayLike, ref_min: float | None, ref_max: float | None) -> Any:
-    """100 (R - min) / (max - min), in the shape of `returns`; None where a reference is missing."""
+    """100 (R - min) / (max - min), in the shape of `returns`; None where a reference is missing.
+
+    `UserError` where `ref_max` is not the larger one.
+    """
     if ref_min is None or ref_max is None:
         return None
     if not ref_max > ref_min:
@@ -115,7 +118,7 @@ def bootstrap_interval(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """`statistic` over all values together, and its stratified bootstrap percentile interval.
+    """`statistic` over all values of the groups [n], and its stratified bootstrap percentile interval.
 
     Each resample draws within every group as many values as the group has. Equal arguments give equal
     intervals.

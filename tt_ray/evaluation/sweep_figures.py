@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tt_ray.evaluation.figure_parts import (
     CHARACTER,
+    COLORS,
     SMALL,
     WRAP,
     Floats,
@@ -32,7 +33,6 @@ from tt_ray.evaluation.figure_parts import (
     tidy,
     value_text,
 )
-from tt_ray.evaluation.figures import COLORS
 from tt_ray.search import default_goal
 
 if TYPE_CHECKING:

@@ -54,7 +54,10 @@ class WorkFolder:
         self._lock.close()
 
     def save(self, state: Any, episodes: Sequence[RecordedEpisode]) -> None:
-        """Add a shard: `state` (its fields are arrays or numbers), and the episodes since the last one."""
+        """Add a shard: `state` (its fields are arrays or numbers), and the episodes since the last one.
+
+        `UserError` where it cannot be written; the shards before it stay.
+        """
         path = self.path / f"{len(self._shards()):06d}.npz"
         temporary = path.with_suffix(".tmp")
         try:

@@ -207,7 +207,7 @@ class SearchCache:
         if isinstance(self.step, CompiledStep):
             torch._dynamo.mark_dynamic(suffix, 5)
             torch._dynamo.mark_dynamic(bias, 1)
-        head = self.model.head[self._slot(index)]
+        head = self.model.head_at(self._slot(index))
         logits, pair = self.step(
             self.model, head, tokens, self.place, self.start, self.prefix, suffix, bias, tail, self.tail_bias
         )
@@ -245,7 +245,7 @@ class SearchCache:
 
 def decode_token(
     model: TrajectoryTransformer,
-    head: Tensor,
+    head: tuple[Tensor, Tensor | None],
     tokens: Tensor,
     place: Tensor,
     start: Tensor,
@@ -257,7 +257,7 @@ def decode_token(
 ) -> tuple[Tensor, Tensor]:
     """Logits [E, B, n, V + 1] after tokens [E, B, n], and their keys and values [L, 2, E, B, n, h, w].
 
-    place [] is where the tokens stand, head [V + 1, d] their slot's, start [E] as in SearchCache. Keys and
+    place [] is where the tokens stand, head the model's at their slot, start [E] as in SearchCache. Keys and
     values: prefix [L, 2, E, h, P, w], suffix [L, 2, E, B, h, S, w], tail [L, 2, E, B, n, h, t, w]. Additive
     masks: bias [E, P + S], tail_bias [t]. Pure, and the same program for every place.
     """
@@ -269,13 +269,13 @@ def decode_token(
     pairs = []
     for layer, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        query, key, value = block.attention.split(block.ln1(x))
+        query, key, value = block.attention.split(normed := block.ln1(x))
         own_tail = None if tail is None else tail[layer]
         mixed = attend(query, key, value, prefix[layer], suffix[layer], own_tail, masks)
-        x = x + block.attention.proj(mixed.flatten(-2))
+        x = (normed if block.port else x) + block.attention.proj(mixed.flatten(-2))
         x = x + block.mlp(block.ln2(x))
         pairs += [key, value]
-    return F.linear(model.final_norm(x), head), torch.stack(pairs).unflatten(0, (-1, 2))
+    return F.linear(model.final_norm(x), *head), torch.stack(pairs).unflatten(0, (-1, 2))
 
 
 def attend(

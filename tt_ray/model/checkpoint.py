@@ -1,6 +1,6 @@
 """The checkpoint folder: all that planning or resuming needs, in safe formats, written whole or not at all.
 
-config.json                 experiment, model size, layout, data spec, step
+config.json                 experiment, model size, layout, data spec, step; an imported model's origin
 metrics.json                validation losses at that step
 model.safetensors           weights
 discretizer.safetensors     bin edges and representatives
@@ -14,7 +14,8 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class Checkpoint:
     """The experiment's configuration as plain data, with the training seed under `seed`."""
     step: int
     metrics: Mapping[str, float]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Where an imported model comes from, and how it was converted; empty for one that was trained here."""
 
 
 def save_checkpoint(
@@ -76,6 +79,8 @@ def _write_files(
         "data": checkpoint.spec.to_json(),
         "strategy": checkpoint.discretizer.strategy,
         "step": checkpoint.step,
+        **({"port": True} if model.port else {}),
+        **({"origin": dict(checkpoint.origin)} if checkpoint.origin else {}),
     }
     (temporary / "config.json").write_text(json.dumps(config, indent=1))
     (temporary / "metrics.json").write_text(json.dumps(dict(checkpoint.metrics), indent=1))
@@ -114,7 +119,9 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         config = read_json(folder / "config.json")
         layout, sizes = TokenLayout.from_json(config["layout"]), build(ModelConfig, config["model"])
         discretizer = _read_bins(folder, config["strategy"], layout)
-        model = read_network(folder, lambda: TrajectoryTransformer(sizes, layout), sizes.num_layers)
+        origin = convert(dict[str, Any], config.get("origin", {}))
+        make = partial(TrajectoryTransformer, sizes, layout, port=convert(bool, config.get("port", False)))
+        model = read_network(folder, make, sizes.num_layers)
         spec = DataSpec.from_json(config["data"])
         if (spec.observation_dim, spec.action_dim) != (layout.observation_dim, layout.action_dim):
             raise ValueError("the data's dimensions are not the model's")
@@ -123,7 +130,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     except DAMAGED as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{folder}: not a checkpoint that this version can read ({reason})") from error
-    return Checkpoint(model.to(device).eval(), discretizer, spec, experiment, step, metrics)
+    return Checkpoint(model.to(device).eval(), discretizer, spec, experiment, step, metrics, origin)
 
 
 def _read_bins(folder: Path, strategy: Any, layout: TokenLayout) -> Discretizer:
@@ -194,31 +201,6 @@ def prune_checkpoints(folder: Path) -> None:
             remove_folder(path)
     for leftover in (folder / "checkpoints").glob(f".{STEP_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def convert_authors_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the released research code's GPT under our names.
-
-    Theirs are tok_emb [V * D + 1, d], pos_emb [1, T, d], ln_f, head [D, V + 1, d] and
-    blocks.i.{ln1, ln2, attn.{query, key, value, proj}, mlp.{0, 2}}; masks are left out.
-    """
-    renamed = {
-        "token_embedding.weight": state["tok_emb.weight"],
-        "position_embedding": state["pos_emb"][0],
-        "final_norm.weight": state["ln_f.weight"],
-        "final_norm.bias": state["ln_f.bias"],
-        "head": state["head.weight"],
-    }
-    layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    for i in layers:
-        for part in ("weight", "bias"):
-            attention = f"blocks.{i}.attn"
-            joined = [state[f"{attention}.{name}.{part}"] for name in ("query", "key", "value")]
-            renamed[f"blocks.{i}.attention.qkv.{part}"] = torch.cat(joined)
-            renamed[f"blocks.{i}.attention.proj.{part}"] = state[f"{attention}.proj.{part}"]
-            for name in ("ln1", "ln2", "mlp.0", "mlp.2"):
-                renamed[f"blocks.{i}.{name}.{part}"] = state[f"blocks.{i}.{name}.{part}"]
-    return renamed
 
 
 def _validation_loss(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""The critic of implicit Q-learning: two Q networks and V, and the folder that holds a trained one.
+"""The critic of implicit Q-learning: two Q networks and V, a policy if asked for, and a trained one's folder.
 
 config.json                 sizes, settings, data spec, step
 metrics.json                the last point of the training curves
@@ -30,21 +30,32 @@ from tt_ray.plain import build, convert, read_json
 
 MIN_STD = 1e-3
 """Dimensions that vary less count as constant, and are only centred."""
+LOG_STD_RANGE = (-5.0, 2.0)
+"""Of the policy's normalised actions."""
 
 
 class Critic(nn.Module):
-    """Q(s, a), twice, and V(s) of raw observations and actions; the module normalises them itself."""
+    """Q(s, a), twice, and V(s) of raw observations and actions; the module normalises them itself.
+
+    With `policy` also a Gaussian over actions: its mean a network of the observation, its deviation the same
+    everywhere.
+    """
 
     observation_mean: Tensor  # [N]
     observation_std: Tensor  # [N]
     action_mean: Tensor  # [M]
     action_std: Tensor  # [M]
 
-    def __init__(self, observation_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self, observation_dim: int, action_dim: int, hidden: Sequence[int], policy: bool = False
+    ) -> None:
         super().__init__()
         self.observation_dim, self.action_dim, self.hidden = observation_dim, action_dim, tuple(hidden)
         self.q_networks = nn.ModuleList(_mlp(observation_dim + action_dim, self.hidden) for _ in range(2))
         self.v_network = _mlp(observation_dim, self.hidden)
+        # After Q and V, which so begin from the same numbers with a policy and without one.
+        self.policy = _mlp(observation_dim, self.hidden, action_dim) if policy else None
+        self.log_std = nn.Parameter(torch.zeros(action_dim)) if policy else None
         for name, size in (("observation", observation_dim), ("action", action_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -58,8 +69,7 @@ class Critic(nn.Module):
 
     def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Both networks' Q [2, ...] of observations [..., N] and actions [..., M]."""
-        normal = (actions - self.action_mean) / self.action_std
-        features = torch.cat([self._normalised(observations), normal], dim=-1)
+        features = torch.cat([self._normalised(observations), self._normal(actions)], dim=-1)
         return torch.stack([network(features)[..., 0] for network in self.q_networks])
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -70,17 +80,33 @@ class Critic(nn.Module):
         """V [...] of observations [..., N]."""
         return self.v_network(self._normalised(observations))[..., 0]
 
+    def act(self, observations: Tensor) -> Tensor:
+        """The policy's mean actions [..., M] in observations [..., N]; they may lie out of bounds."""
+        assert self.policy is not None, "the critic has no policy"
+        return self.policy(self._normalised(observations)) * self.action_std + self.action_mean
+
+    def action_log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Log-density [...] of normalised actions [..., M] under the policy in observations [..., N]."""
+        assert self.policy is not None, "the critic has no policy"
+        assert self.log_std is not None
+        std = self.log_std.clamp(*LOG_STD_RANGE).exp()
+        policy = torch.distributions.Normal(self.policy(self._normalised(observations)), std)
+        return policy.log_prob(self._normal(actions)).sum(dim=-1)
+
     def _normalised(self, observations: Tensor) -> Tensor:
         return (observations - self.observation_mean) / self.observation_std
 
+    def _normal(self, actions: Tensor) -> Tensor:
+        return (actions - self.action_mean) / self.action_std
 
-def _mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU in between and one output."""
+
+def _mlp(inputs: int, hidden: Sequence[int], outputs: int = 1) -> nn.Sequential:
+    """Linear layers with ReLU in between."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), nn.ReLU()]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, 1))
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,7 @@ class _Sizes:
     observation_dim: int
     action_dim: int
     hidden: tuple[int, ...]
+    policy: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,14 +126,15 @@ class CriticCheckpoint:
     critic: Critic
     spec: DataSpec
     settings: Mapping[str, Any]
-    """CriticConfig as plain data, and `seed`."""
+    """CriticConfig as plain data, and `seed`; with a policy, also `policy`."""
     step: int
     metrics: Mapping[str, float]
 
     @property
     def config(self) -> CriticConfig:
         """The settings that it was trained with."""
-        settings = {item.name: self.settings[item.name] for item in fields(CriticConfig)}
+        settings = {"inverse_temperature": CriticConfig.inverse_temperature, **self.settings}  # or no policy
+        settings = {item.name: settings[item.name] for item in fields(CriticConfig)}
         return CriticConfig(**{**settings, "hidden": tuple(settings["hidden"])})
 
 
@@ -122,6 +150,7 @@ def _write_files(folder: Path, checkpoint: CriticCheckpoint, training_state: Map
             "observation_dim": critic.observation_dim,
             "action_dim": critic.action_dim,
             "hidden": critic.hidden,
+            **({"policy": True} if critic.policy is not None else {}),
         },
         "settings": dict(checkpoint.settings),
         "data": checkpoint.spec.to_json(),

@@ -14,7 +14,7 @@ from tt_ray.data.tokens import Kind, TokenLayout
 
 
 def target_kinds(layout: TokenLayout, length: int, device: torch.device | None = None) -> Tensor:
-    """Kind of the target at each of T = `length` positions after the goal; at t it has slot (t + 1) mod D."""
+    """Kind [T] of the target at each of `length` positions after the goal; at t it has slot (t + 1) mod D."""
     kinds = torch.tensor(layout.kinds, device=device)
     return kinds[(torch.arange(length, device=device) + 1) % layout.slots]
 

@@ -43,11 +43,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm Transformer block."""
+    """Pre-LayerNorm Transformer block; a `port`'s adds its attention to the normalised input instead."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, port: bool = False) -> None:
         super().__init__()
-        width = config.embed_dim
+        width, self.port = config.embed_dim, port
         self.ln1 = nn.LayerNorm(width)
         self.attention = Attention(config)
         self.ln2 = nn.LayerNorm(width)
@@ -57,8 +57,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output [b, T, d] and the attention's keys and values."""
-        mixed, key, value = self.attention(self.ln1(x), mask)
-        x = x + mixed
+        normed = self.ln1(x)
+        mixed, key, value = self.attention(normed, mask)
+        x = (normed if self.port else x) + mixed
         return x + self.mlp(self.ln2(x)), key, value
 
 
@@ -68,23 +69,27 @@ class TrajectoryTransformer(nn.Module):
     After the goal, sequences begin with slot 0; they hold at most G + context_transitions * D - 1 tokens in
     all. The logits at a token of slot s are over the next token, of slot (s + 1) mod D: V bins and, last, the
     stop token.
+
+    `port`: the public faster port's architecture, for its checkpoints; nothing here trains one. Its blocks
+    are as `Block` says, and its heads have biases (minus infinity for a stop token that it does not know).
     """
 
     visible: Tensor
     slots: Tensor
 
-    def __init__(self, config: ModelConfig, layout: TokenLayout) -> None:
+    def __init__(self, config: ModelConfig, layout: TokenLayout, *, port: bool = False) -> None:
         super().__init__()
-        self.config, self.layout = config, layout
+        self.config, self.layout, self.port = config, layout, port
         self.max_tokens = layout.goal_dim + config.context_transitions * layout.slots - 1
         rows = layout.num_bins * layout.slots + 1 + layout.partial
         self.token_embedding = nn.Embedding(rows, config.embed_dim)
         self.position_embedding = nn.Parameter(torch.zeros(self.max_tokens, config.embed_dim))
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, port) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.embed_dim)
         # By the present token's slot.
         self.head = nn.Parameter(torch.empty(layout.slots, layout.num_bins + 1, config.embed_dim))
+        self.head_bias = nn.Parameter(torch.zeros(layout.slots, layout.num_bins + 1)) if port else None
         self.apply(_initialize)
         nn.init.normal_(self.head, std=0.02)
         visible = visibility(self.max_tokens, layout.slots, layout.goal_dim)
@@ -132,16 +137,22 @@ class TrajectoryTransformer(nn.Module):
             cache.append((key, value))
         return self.final_norm(x), cache
 
+    def head_at(self, slot: int) -> tuple[Tensor, Tensor | None]:
+        """Weight [V + 1, d] and bias [V + 1], if there is one, over the token after one of slot `slot`."""
+        return self.head[slot], None if self.head_bias is None else self.head_bias[slot]
+
     def logits_at(self, hidden: Tensor, slot: int) -> Tensor:
         """Logits [..., V + 1] over the token after one of slot `slot`, from hidden states [..., d]."""
-        return F.linear(hidden, self.head[slot])
+        return F.linear(hidden, *self.head_at(slot))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [b, T, V + 1] over the token after each but the goal's, for tokens [b, G + T]."""
         hidden = self.encode(tokens)[0][:, self.layout.goal_dim :]
         slots, length = self.layout.slots, hidden.shape[1]
         padded = F.pad(hidden, (0, 0, 0, -length % slots)).unflatten(1, (-1, slots))
-        return torch.einsum("bwsd,svd->bwsv", padded, self.head).flatten(1, 2)[:, :length]
+        logits = torch.einsum("bwsd,svd->bwsv", padded, self.head)
+        logits = logits if self.head_bias is None else logits + self.head_bias
+        return logits.flatten(1, 2)[:, :length]
 
 
 def visibility(length: int, slots: int, goal_dim: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ checkpoint, the settings and its seed alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,9 @@ class PlanningEngine:
         past = planner.max_context_transitions - 1
         self.context_length = self.layout.goal_dim + past * self.layout.slots + self.layout.observation_dim
         self.live: dict[int, Slot] = {}
+        self.on_plan: Callable[[int, NDArray[np.float32]], None] | None = None
+        """Told of every plan that is made: the episode, and the best plan's transitions [H, D] as the values
+        that their tokens stand for, NaN from where the plan stops. For those who watch; changes nothing."""
 
     @property
     def splits(self) -> bool:
@@ -95,7 +98,10 @@ class PlanningEngine:
         return self.searcher.flexible
 
     def add(self, episode: int, seed: int, observation: NDArray[np.float32]) -> None:
-        """Start `episode` in a free slot with its first observation; `seed` fixes its random numbers."""
+        """Start `episode` in a free slot with observation [N]; `seed` fixes its random numbers.
+
+        `ValueError` where no slot is free.
+        """
         if len(self.live) == self.slots:
             raise ValueError(f"all {self.slots} slots are taken")
         past: deque[NDArray[np.int64]] = deque(maxlen=self.planner.max_context_transitions - 1)
@@ -117,7 +123,7 @@ class PlanningEngine:
     def observe(
         self, episode: int, action: NDArray[np.float32], reward: float, next_observation: NDArray[np.float32]
     ) -> None:
-        """Append what came of an action to the episode's context."""
+        """Append an action [M] and what came of it, with observation [N], to the episode's context."""
         slot = self.live[episode]
         value = 0.0  # hidden from every query, so any value will do
         row = np.concatenate([slot.observation, action, [reward, value]]).astype(np.float32)
@@ -169,21 +175,27 @@ class PlanningEngine:
         for row, slot in enumerate(due):
             lived = best[row, :, 0] != layout.stop_token
             slot.plan.extend(np.clip(actions[row][lived], self.low, self.high))
+        if self.on_plan is not None:
+            whole = plans.tokens[: len(due), 0].cpu().numpy()  # [e, H, D]
+            values = self.discretizer.decode(np.minimum(whole, layout.num_bins - 1)).astype(np.float32)
+            values[whole[..., 0] == layout.stop_token] = np.nan
+            for row, slot in enumerate(due):
+                self.on_plan(slot.episode, values[row])
 
     def _objective(
         self, checkpoint: Checkpoint, discount: float, values: torch.Tensor, critic: CriticCheckpoint | None
     ) -> Objective:
-        kind = planned_objective(self.planner)
+        kind, target = planned_objective(self.planner), self.planner.target
         if kind.uses_goal and not self.layout.goal_dim:
             raise UserError(
                 f"planner.objective {self.planner.objective} needs a model that was trained with goals, and "
                 "this one was not: add a `goal` section and train again"
             )
         if not kind.uses_critic or critic is None:
-            return kind.make(Parts(discount, values))
+            return kind.make(Parts(discount, values, target=target))
         require_same_data(critic, checkpoint.spec)
         network = critic.critic.to(self.device, self.dtype)
-        return kind.make(Parts(discount, values, network, critic.config))
+        return kind.make(Parts(discount, values, network, critic.config, target))
 
     def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, self.dtype)

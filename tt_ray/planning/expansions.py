@@ -183,11 +183,13 @@ class ByToken:
         """Index of the next token in the plan [H * D]."""
         self.logits: Tensor
         self.tokens: Tensor
+        """[E, B] fed last."""
 
     def open(self, tokens: Tensor, past: Sequence[int], uniforms: Uniforms) -> Tensor:
         """Begin; the totals [E, B]: beams that are all the same count once."""
         beams = self.settings.beam_width
         self.logits = self.decoder.open(tokens, past)[:, None].expand(-1, beams, -1)
+        self.tokens = tokens[:, -1:].expand(-1, beams)
         totals = self.logits.new_full((len(past), beams), float("-inf"))
         totals[:, 0] = 0.0
         return totals
@@ -201,7 +203,7 @@ class ByToken:
         if slot > 0:  # an episode ends between transitions
             log_probs = self.logits[..., : self.layout.stop_token].log_softmax(dim=-1)
             log_probs = torch.nn.functional.pad(log_probs, (0, 1), value=float("-inf"))
-        return TokenCandidates(step, slot, self.layout.kinds[slot], log_probs)
+        return TokenCandidates(step, slot, self.layout.kinds[slot], log_probs, self.tokens)
 
     def select(self, parents: Tensor, stopped: Tensor) -> Tensor:
         """The candidates [E, B] become the beams and are fed; who has stopped, before and after, [E, B]."""

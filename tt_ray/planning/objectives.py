@@ -72,6 +72,8 @@ class TokenCandidates:
     kind: Kind
     log_probs: Tensor
     """[E, B, V + 1]; minus infinity for what is not allowed."""
+    previous: Tensor
+    """[E, B] the token before, which each beam chose last."""
 
 
 class Objective(Protocol):
@@ -98,6 +100,8 @@ class Parts:
     critic: Critic | None = None
     critic_settings: Any = None
     """CriticConfig of the critic."""
+    target: float | None = None
+    """PlannerConfig.target."""
 
 
 class Registered(Protocol):
@@ -204,7 +208,7 @@ class QValue(_Plain):
 
     @classmethod
     def make(cls, parts: Parts) -> QValue:
-        """With the critic's own discount and reward shift."""
+        """With the critic's own discount and reward shift; `UserError` where there is no critic."""
         critic, settings = parts.critic, parts.critic_settings
         if critic is None:
             raise UserError("planner.objective q needs a critic: add a `critic` section and run it again")
@@ -256,6 +260,53 @@ class Goal(Likelihood):
     """Goal-reaching: the likeliest way to the goal that stands before the trajectory."""
 
     uses_goal: ClassVar[bool] = True
+
+
+@register("return-conditioned")
+class ReturnConditioned(Likelihood):
+    """Imitation of what leads to high returns: p(action | past, return >= target), by Bayes' rule.
+
+    Decision Transformer (Chen et al. 2021) is told the return before it acts. Here the model says what return
+    follows an action, so that of the likeliest actions, the beams, the best one has the highest
+    log p(action | past) + log p(r + discount * V >= target | past, action), where r is what its likeliest
+    reward token stands for and V is distributed as the value token is. Meant for a horizon of 1.
+    """
+
+    share: ClassVar[float] = 0.1
+    """Without a target: that which so much of the expected futures reach, weighted by the actions' odds."""
+
+    def __init__(self, discount: float, target: float | None, bin_values: Tensor) -> None:
+        self.discount, self.target = discount, target
+        self.reward_values, self.value_values = bin_values[-2], bin_values[-1, :-1]
+
+    @classmethod
+    def make(cls, parts: Parts) -> ReturnConditioned:
+        """With the discount that the values were made with."""
+        return cls(parts.discount, parts.target, parts.bin_values)
+
+    def extend(self, totals: Tensor, candidates: TokenCandidates) -> tuple[Tensor, Tensor]:
+        """Total and score: log-probability so far, and of reaching the target once the action is complete."""
+        if candidates.kind is not Kind.VALUE:
+            return super().extend(totals, candidates)
+        log_probs = candidates.log_probs[..., :-1]
+        rewards = self.reward_values[candidates.previous]
+        returns = rewards[..., None] + self.discount * self.value_values  # [E, B, V]
+        reaches = returns >= self._threshold(totals[..., 0], log_probs, returns)[..., None]
+        log_odds = log_probs.masked_fill(~reaches, float("-inf")).logsumexp(dim=-1, keepdim=True)
+        extended = torch.full_like(candidates.log_probs, float("-inf"))
+        extended = extended.scatter(-1, log_probs.argmax(dim=-1, keepdim=True), totals + log_odds)
+        return extended, extended
+
+    def _threshold(self, totals: Tensor, log_probs: Tensor, returns: Tensor) -> Tensor:
+        """The return to reach [E, 1]: the target, or the most that any beam can reach where that is less."""
+        odds = totals.softmax(dim=-1)[..., None]
+        if self.target is not None:
+            most = returns.masked_fill(odds == 0, float("-inf")).amax(dim=(1, 2))
+            return most.clamp(max=self.target)[:, None]
+        falling, order = returns.flatten(1).sort(dim=-1, descending=True, stable=True)
+        mass = (odds * log_probs.exp()).flatten(1).gather(1, order).cumsum(dim=-1)
+        at = (mass < self.share * mass[:, -1:]).sum(dim=-1, keepdim=True)
+        return falling.gather(1, at)
 
 
 def _decoded(values: Tensor, tokens: Tensor) -> Tensor:

@@ -133,6 +133,10 @@ class Journal:
                 time_ms = now() if timestamp is None else timestamp
                 self._write(file, {"time": time_ms, "step": int(step), "metrics": unseen})
 
+    def count(self, metric: str) -> int:
+        """How many points of a metric there are."""
+        return sum(metric in record.get("metrics", ()) for record, _ in read(self.path))
+
     def write(self, record: Record) -> None:
         """Write a line that is not metrics, stamped with the time."""
         with self._locked() as file:
@@ -175,6 +179,10 @@ class MemoryJournal:
         if unseen := self._marks.unseen(metrics, step):
             time_ms = now() if timestamp is None else timestamp
             self.write({"time": time_ms, "step": int(step), "metrics": unseen})
+
+    def count(self, metric: str) -> int:
+        """As `Journal.count`."""
+        return sum(metric in record.get("metrics", ()) for record in self.records)
 
     def write(self, record: Record) -> None:
         """As `Journal.write`."""

@@ -26,6 +26,8 @@ from tt_ray.tracking.run import FINAL, RunState
 logger = logging.getLogger(__name__)
 
 IDENTITY_TAG = "tt_ray.run"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Else MLflow's UI opens an experiment on its page for traces of language models, which is empty."""
 BATCH_POINTS = 800  # MLflow's limits for one log_batch call: 1000 of all, of these
 BATCH_PARAMS = 100  # and as many tags
 MAX_PARAM_LENGTH = 6000
@@ -267,7 +269,8 @@ def ensure_experiment(client: Any, name: str, uri: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(name, uri))
+            place = _artifact_location(name, uri)
+            return client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
         except MlflowException:
             experiment = client.get_experiment_by_name(name)  # another process was faster?
             if experiment is None:

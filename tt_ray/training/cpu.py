@@ -65,14 +65,14 @@ class Dropout:
         return (numbers >= self._threshold).to(dtype)
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
-        """`x` plus a residual branch with dropout."""
+        """`x` plus a residual branch of its shape, with dropout."""
         if not self.active:
             return x + branch
         return torch.addcmul(x, branch, self.mask(branch.shape, branch.dtype), value=self.scale)
 
 
 def training_logits(model: TrajectoryTransformer, tokens: Tensor) -> Tensor:
-    """`model(tokens)` in training mode, with dropout of its own."""
+    """`model(tokens)` in training mode, own dropout: tokens [b, G + T] -> logits [b, T, V + 1]."""
     drop, slots, goal = Dropout(model.config.dropout), model.layout.slots, model.layout.goal_dim
     length = tokens.shape[1] - goal
     embedded = model.embed(tokens, model.slots[: goal + length], torch.arange(goal + length))
@@ -132,12 +132,12 @@ def keep_freed_memory() -> None:
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
-    """`layer(x)` of an nn.Linear, by oneDNN where it can."""
+    """`layer(x)` of an nn.Linear, x [..., in] -> [..., out], by oneDNN where it can."""
     return Product.apply(x, layer.weight, layer.bias) if _has_onednn(x) else layer(x)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` in float32 by oneDNN, without gradients."""
+    """`F.linear` in float32 by oneDNN, without gradients: x [..., in], weight [out, in], bias [out]."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

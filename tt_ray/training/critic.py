@@ -1,7 +1,8 @@
 """Implicit Q-learning (Kostrikov et al. 2021): V by expectile regression, Q towards r + discount * V(next).
 
-No action outside the data is ever asked for. Batches follow from (seed, step) alone, so that a run that is
-taken up at a checkpoint takes the steps that the uninterrupted run would have taken.
+If asked for, also its policy, by advantage-weighted regression (`policy_loss`). No action outside the data is
+ever asked for. Batches follow from (seed, step) alone, so that a run that is taken up at a checkpoint takes
+the steps that the uninterrupted run would have taken.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from tt_ray.training.optimizer import optimizer_tensors, restore_optimizer
 
 Log = Callable[[Mapping[str, float], int], None]
 
+MAX_WEIGHT = 100.0
+"""Of a transition in the policy's regression, as in the code that its authors have published."""
 TARGET = "target."
 """What the names of the target networks' tensors begin with in a checkpoint."""
 PACE = ("steps", "log_every", "checkpoint_every")
@@ -111,11 +114,17 @@ class CriticJob:
     transitions: Transitions
     spec: DataSpec
     seed: int
+    policy: bool = False
+    """Whether a policy is extracted along the way; Q and V are the same with it and without."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """Configuration and seed as plain data, as a checkpoint keeps them."""
-        return {**to_dict(self.config), "seed": self.seed}
+        settings = {**to_dict(self.config), "seed": self.seed}
+        if self.policy:
+            return {**settings, "policy": True}
+        del settings["inverse_temperature"]
+        return settings
 
 
 def fit_critic(job: CriticJob, folder: Path, log: Log, device: str = "cpu") -> Critic:
@@ -135,13 +144,22 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
     return (weights * difference.square()).mean()
 
 
+def policy_loss(advantage: Tensor, log_prob: Tensor, inverse_temperature: float) -> Tensor:
+    """Mean of -min(exp(inverse_temperature * (Q - V)), MAX_WEIGHT) log pi(a|s) over [b]; a scalar.
+
+    Advantage-weighted regression, equation 7 of Kostrikov et al. 2021 (Peng et al. 2019).
+    """
+    weights = (inverse_temperature * advantage).exp().clamp(max=MAX_WEIGHT)
+    return -(weights * log_prob).mean()
+
+
 class CriticTrainer:
     """Critic, targets, optimizer and data of one run; `run` is the loop."""
 
     def __init__(self, job: CriticJob, folder: Path, log: Log, device: torch.device) -> None:
         self.job, self.folder, self.log, self.device = job, folder, log, device
         torch.manual_seed(job.seed)
-        self.critic = Critic(job.spec.observation_dim, job.spec.action_dim, job.config.hidden)
+        self.critic = Critic(job.spec.observation_dim, job.spec.action_dim, job.config.hidden, job.policy)
         rows = job.transitions.rows
         self.critic.normalise_by(job.transitions.observations[rows], job.transitions.actions[rows])
         self.critic.to(device)
@@ -169,7 +187,7 @@ class CriticTrainer:
     def update(self, step: int) -> dict[str, Tensor]:
         """One step of all networks from their present values; what the curves show of its batch.
 
-        Q and V share no weights, so that the gradient of the sum of their losses is that of each.
+        Q, V and policy share no weights: the gradient of the sum of their losses is that of each.
         """
         job, config = self.job, self.job.config
         indices = batch_of_step(job.seed, step, config.batch_size, len(self.transitions))
@@ -181,8 +199,13 @@ class CriticTrainer:
         loss_v = expectile_loss(target_q - v, config.expectile)
         q = self.critic.q_values(batch.observations, batch.actions)
         loss_q = (q - goal).square().mean(dim=1).sum()
+        losses = loss_v + loss_q
+        if job.policy:
+            log_prob = self.critic.action_log_prob(batch.observations, batch.actions)
+            loss_policy = policy_loss(target_q - v.detach(), log_prob, config.inverse_temperature)
+            losses = losses + loss_policy
         self.optimizer.zero_grad(set_to_none=True)
-        (loss_v + loss_q).backward()
+        losses.backward()
         self.optimizer.step()
         online = list(self.critic.q_networks.parameters())
         self._approach(list(self.target.q_networks.parameters()), online, step)
@@ -192,6 +215,7 @@ class CriticTrainer:
             "mean/v": v.detach().mean(),
             "mean/q": q.detach().amin(dim=0).mean(),
             "mean/advantage": (target_q - v.detach()).mean(),
+            **({"loss/policy": loss_policy.detach()} if job.policy else {}),
         }
 
     def _checkpoint(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -208,8 +232,9 @@ class CriticTrainer:
         if folder is None:
             return 0
         checkpoint = load_critic(folder, self.device, self.job.spec)
-        theirs = {**checkpoint.settings, "data": checkpoint.spec.fingerprint}
-        require_same_job(folder, theirs, {**self.job.settings, "data": self.job.spec.fingerprint})
+        theirs = {"policy": False, **checkpoint.settings, "data": checkpoint.spec.fingerprint}
+        ours = {"policy": self.job.policy, **self.job.settings, "data": self.job.spec.fingerprint}
+        require_same_job(folder, theirs, ours)
         self.critic.load_state_dict(checkpoint.critic.state_dict())
         state = load_training_state(folder)
         restore_optimizer(self.critic, self.optimizer, state)

@@ -149,7 +149,7 @@ class EnsembleTrainer:
                 started += time.perf_counter() - pause
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step of all members, each on rows of its own; both parts of the loss before it."""
+        """One step of all members, each on rows of its own; both parts of the loss before it, scalars."""
         job, config = self.job, self.job.config
         batch = torch.from_numpy(batch_of_step(job.seed, step, config.batch_size, len(job.train)))
         pairs = self.train.gather(self.bootstraps[:, batch.to(self.device)])

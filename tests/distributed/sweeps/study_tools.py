@@ -27,7 +27,7 @@ from tt_ray.sweep_file import Sweep, load_sweep
 
 DATASET = "faults/pendulum-v0"  # that of tests/faults/tiny.py
 STEPS, EVERY = 60, 20
-MEASURED = ("speed/", "seconds", "saved", "reused")
+MEASURED = ("speed/", "seconds", "saved", "reused", "system/")
 """Columns and metrics that no two runs have in common."""
 HORIZONS = {"parameters": {"planner.horizon": {"values": [1, 2, 3]}}}
 RATES = {"parameters": {"training.learning_rate": {"values": [1e-2, 1e-3]}}}
@@ -56,6 +56,7 @@ def make_sweep(folder: Path, search: Mapping[str, Any] | None = HORIZONS, **sect
         "planner": {"horizon": 2, "beam_width": 4, "max_context_transitions": 2},
         "evaluation": {"episodes": 4, "max_steps": 10, "bootstrap_samples": 200},
         "resources": {"episodes_per_actor": 4, "storage": str(folder / "runs")},
+        "tracking": {"films": 0},
         "seeds": [0],
     }
     for key, value in sections.items():

@@ -18,8 +18,9 @@ from study_tools import (
 )
 
 from tt_ray.config import flatten
+from tt_ray.distributed.sweeps.cells import cell_name
 from tt_ray.distributed.sweeps.table import winners
-from tt_ray.distributed.sweeps.trial import cell_name, cell_params
+from tt_ray.distributed.sweeps.trial import cell_params
 from tt_ray.experiment_file import load_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("counted_everywhere")]
@@ -46,7 +47,7 @@ def twelve(
 @pytest.fixture(scope="module")
 def extended(twelve: Launched, uri: str) -> Launched:
     """The same file with another training seed, launched again in the same place."""
-    return start(twelve.study.storage.parent, uri, TWELVE, seeds=[0, 1])
+    return start(twelve.study.storage.parent, uri, TWELVE, seeds=[0, 1], tracking={"films": 1})
 
 
 class TestTwelveBeamSettings:
@@ -133,7 +134,8 @@ class TestMlflow:
         }
         found = (tags["search.method"], tags["search.metric"], tags["search.goal"])
         assert found == ("grid", "score/mean", "maximize")
-        names = [cell_name(trial, seed) for trial, seed, _ in extended.cells()]
+        (best,) = winners(extended.frame, extended.study.sweep.search)["trial"]
+        names = [cell_name(trial, seed, trial.name == best) for trial, seed, _ in extended.cells()]
         assert [run.info.run_name for run in children] == names
         assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
 
@@ -178,7 +180,7 @@ class TestMlflow:
         expected = {
             *(f"score/{name}" for name in (*intervals, "iqm_ci_low", "iqm_ci_high")),
             *(f"return/{name}" for name in (*intervals, "std")),
-            *("length/mean", "terminated/fraction", "episodes"),
+            *("episodes/length", "episodes/terminated", "episodes/count"),
             *("speed/decisions_per_second", "speed/latency_p50_ms", "speed/latency_p95_ms"),
             *("speed/idle_slot_share", "speed/tokens_per_second"),
             *("seconds/tokens", "seconds/training", "seconds/evaluation", "seconds/saved"),
@@ -202,9 +204,25 @@ class TestMlflow:
             assert (config.planner, config.seeds) == (trial.config.planner, (seed,))
             assert len(pd.read_parquet(folder / "episodes.parquet")) == 4
             with_checkpoint = (folder / "checkpoint" / "model.safetensors").exists()
-            assert with_checkpoint == ("model" not in run.data.tags["reused"])
-            trained += with_checkpoint
+            own, best = "model" not in run.data.tags["reused"], run.data.tags.get("best") == "yes"
+            assert with_checkpoint == (own or best)
+            trained += own
         assert trained == 2
+
+    def test_the_best_is_marked_and_registered_once(self, extended: Launched) -> None:
+        (best,) = winners(extended.frame, extended.study.sweep.search)["fingerprint"]
+        parent, children = extended.runs()
+        marked = {run.data.tags["trial"] for run in children if run.data.tags.get("best") == "yes"}
+        assert marked == {best}
+        versions = extended.client.search_model_versions(f"name='{NAME}'")
+        champion = extended.client.get_model_version_by_alias(NAME, "champion")
+        assert champion.version in [version.version for version in versions]
+        assert champion.tags["trial"] == best
+        assert (Path(champion.source) / "model.safetensors").is_file()
+        note = parent.data.tags["mlflow.note.content"]
+        assert "Which is best?" in note
+        assert note.count("\n| ") == 2 + 12
+        assert f"run_uuid={parent.info.run_id}" in note
 
     def test_artifacts_of_the_parent(self, extended: Launched) -> None:
         parent, _ = extended.runs()
@@ -216,7 +234,8 @@ class TestMlflow:
         assert len(pd.read_parquet(folder / "episodes.parquet")) == 24 * 4 + 2 * 4
         assert NAME in (folder / "results.md").read_text()
         figures = {path.stem for path in (folder / "figures").iterdir() if path.read_bytes()[1:4] == b"PNG"}
-        assert figures >= {"parameters", "parallel", "learning-curves", "frontier"}
+        assert figures >= {"parameters", "parallel", "learning-curves", "frontier", "training", "returns"}
+        assert "episode-10000" in figures
 
     def test_figures_of_the_parent(self, extended: Launched) -> None:
         parent, _ = extended.runs()

@@ -92,8 +92,8 @@ class TestFigures:
             assert figures[f"{stem}/seed_std"] == pytest.approx(np.std(means, ddof=1))
             assert figures[f"{stem}/seed_error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(2))
         assert figures["return/std"] == pytest.approx(np.std(everything, ddof=1))
-        assert figures["length/mean"] == pytest.approx(11.5)
-        assert figures["terminated/fraction"] == pytest.approx(0.25)
+        assert figures["episodes/length"] == pytest.approx(11.5)
+        assert figures["episodes/terminated"] == pytest.approx(0.25)
 
     def test_intervals_resample_within_each_training_seed(self) -> None:
         groups = [np.array([0.0, 0.0, 30.0]), np.array([100.0, 100.0, 130.0])]
@@ -218,7 +218,7 @@ class TestFiles:
         mixed = {"parameters": {"planner.cdf_act": {"values": [None, 0.6, 0.9]}}}
         board = launch(make_sweep(tmp_path, mixed, question="Which | is best?"))
         frame = board.frame()
-        parquet, markdown = write_tables(board.study, frame)
+        parquet, _, markdown = write_tables(board.study, frame)
         stored = pd.read_parquet(parquet)
         pd.testing.assert_frame_equal(
             stored.drop(columns="planner.cdf_act"), frame.drop(columns="planner.cdf_act")
@@ -239,14 +239,14 @@ class TestFiles:
         frame, _ = frame_of({SCORE: 1.0, "x.y": "auto"}, {SCORE: 1.0, "x.y": 2}, {SCORE: 1.0, "x.y": None})
         study.folder.mkdir(parents=True)
         frame["planner.horizon"] = 1
-        parquet, _ = write_tables(study, frame)
+        parquet, *_ = write_tables(study, frame)
         assert list(pd.read_parquet(parquet)["x.y"][:2]) == ["auto", "2"]
         assert pd.read_parquet(parquet)["x.y"].isna()[2]
 
     def test_causes_and_bars_in_markdown(self, study: Study) -> None:
         rows = [{"trial": "a|b", "status": "failed", "cause": "went | wrong"}, {SCORE: 1.0}]
         frame, _ = frame_of(*rows)
-        text = markdown_table(study, frame.assign(**{"planner.horizon": 1}))
+        text = markdown_table(study, frame.assign(**{"planner.horizon": 1}), frame[:0])
         assert "| a\\|b | failed | 1 |" in text
         assert "Failed:\n\n- a|b: went | wrong\n" in text
 

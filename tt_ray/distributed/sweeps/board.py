@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import pandas as pd
 
-from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
+from tt_ray.distributed.sweeps.cells import Record, cell_folder, cell_name, read_record
 from tt_ray.distributed.sweeps.progress import progress_file, read_progress
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import trial_row, trials_frame
-from tt_ray.distributed.sweeps.trial import Task, cell_name, close_cell, place_tags
+from tt_ray.distributed.sweeps.trial import Task, close_cell, place_tags
 from tt_ray.sweep_file import Trial
 from tt_ray.tracking import Courier, Journal, open_journal
 
@@ -68,7 +68,8 @@ class Board:
                 record = read_record(folder)
                 if record is not None and record.ended and record != record.renamed(trial):
                     journal = Journal(folder)
-                    journal.write({"tags": {**place_tags(trial), "mlflow.runName": cell_name(trial, seed)}})
+                    name = cell_name(trial, seed, record.best)
+                    journal.write({"tags": {**place_tags(trial), "mlflow.runName": name}})
                     record.renamed(trial).save(folder)
                     self._courier.add(cell_name(trial, seed), folder, self._parent)
 

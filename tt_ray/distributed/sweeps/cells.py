@@ -59,6 +59,8 @@ class Record:
     checkpoint: str = ""
     trained: bool = False
     """The cell's own process has trained the model."""
+    best: bool = False
+    """MLflow has been told that this is a winner."""
 
     @classmethod
     def of(cls, trial: Trial, seed: int) -> Record:
@@ -104,6 +106,11 @@ _FIELDS = {item.name for item in fields(Record)}
 def cell_folder(sweep: Path, trial: Trial, seed: int) -> Path:
     """Where a cell's files lie in the folder of a sweep."""
     return sweep / "cells" / f"{trial.fingerprint}-{seed}"
+
+
+def cell_name(trial: Trial, seed: int, best: bool = False) -> str:
+    """A cell's name in MLflow; that of a winner has a star, so that it is seen in any list."""
+    return f"{'★ ' if best else ''}{trial.name} seed {seed}"
 
 
 def read_record(folder: Path) -> Record | None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 
@@ -25,6 +26,7 @@ from tt_ray.sweep_file import Trial
 logger = logging.getLogger(__name__)
 
 Cell = tuple[Trial, Record]
+Thing = TypeVar("Thing")
 FRESH = 1_000_000
 """How far the fresh seeds lie from evaluation.first_seed."""
 
@@ -50,7 +52,7 @@ def confirm_winners(study: Study, board: Board, progress: Progress) -> list[tupl
         else:
             to_play.append((trial, record))
     with progress.stage("the winner on fresh seeds", len(cells)) as update:
-        finished = _as_they_finish(to_play, lambda cell: _start(study, *cell, capacity), capacity.concurrent)
+        finished = as_they_finish(to_play, lambda cell: _start(study, *cell, capacity), capacity.concurrent)
         for (trial, record), reference in finished:
             if board.cancelled():
                 return []
@@ -59,8 +61,7 @@ def confirm_winners(study: Study, board: Board, progress: Progress) -> list[tupl
                 fresh.save(_folder(study, trial, record.seed))
                 confirmed[trial.fingerprint].append(fresh)
             except ray.exceptions.RayError as error:
-                cause = describe(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
-                board.refused(f"{trial.name}, seed {record.seed}: no score on fresh seeds: {cause}")
+                board.refused(f"{trial.name}, seed {record.seed}: no score on fresh seeds: {failure(error)}")
             update(sum(map(len, confirmed.values())), "")
         update(len(cells), "")
     whole = [trial for trial in trials if len(confirmed[trial.fingerprint]) == len(study.records(trial))]
@@ -88,10 +89,20 @@ def _count(study: Study, trial: Trial) -> int:
 
 
 def _start(study: Study, trial: Trial, record: Record, capacity: Capacity) -> ray.ObjectRef:
+    data, count = study.fingerprint_of(trial.config), _count(study, trial)
+    return start(play_fresh, capacity, study.folder, trial, record, data, capacity, count)
+
+
+def start(function: Callable[..., Any], capacity: Capacity, *arguments: Any) -> ray.ObjectRef:
+    """Call `function(*arguments)` as a task, anywhere, with the resources of one trial."""
     resources = {"num_cpus": capacity.bundle.get("CPU", 0), "num_gpus": capacity.bundle.get("GPU", 0)}
-    task = ray.remote(play_fresh).options(**resources, scheduling_strategy="SPREAD")
-    data = study.fingerprint_of(trial.config)
-    return task.remote(study.folder, trial, record, data, capacity, _count(study, trial))
+    task = ray.remote(function).options(**resources, scheduling_strategy="SPREAD")
+    return task.remote(*arguments)
+
+
+def failure(error: ray.exceptions.RayError) -> str:
+    """Why a task has failed, in one line."""
+    return describe(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
 
 
 def play_fresh(
@@ -109,14 +120,14 @@ def play_fresh(
     return replace(record, episodes=[result.to_json() for result in row.results])
 
 
-def _as_they_finish(
-    cells: Sequence[Cell], start: Callable[[Cell], ray.ObjectRef], at_once: int
-) -> Iterator[tuple[Cell, ray.ObjectRef]]:
-    """Each cell when its task is over, so many tasks at once: those that wait must leave room for actors."""
-    waiting, running = deque(cells), dict[ray.ObjectRef, Cell]()
+def as_they_finish(
+    things: Sequence[Thing], begin: Callable[[Thing], ray.ObjectRef], at_once: int
+) -> Iterator[tuple[Thing, ray.ObjectRef]]:
+    """Each thing when its task is over, so many tasks at once: those that wait must leave room for actors."""
+    waiting, running = deque(things), dict[ray.ObjectRef, Thing]()
     while waiting or running:
         while waiting and len(running) < at_once:
-            cell = waiting.popleft()
-            running[start(cell)] = cell
+            thing = waiting.popleft()
+            running[begin(thing)] = thing
         (reference, *_), _ = ray.wait(list(running))
         yield running.pop(reference), reference

@@ -1,4 +1,4 @@
-"""A sweep from end to end: its data, its trials by Ray Tune, the winner once more on fresh seeds, the report.
+"""A sweep from end to end: data, trials by Ray Tune, winners on fresh seeds, baselines, the report.
 
 What is done is known from the cells' records and the stage store alone, so that a driver killed anywhere
 loses nothing: the next one runs what is missing.
@@ -17,16 +17,30 @@ from typing import Any
 import pandas as pd
 
 from tt_ray.distributed.line import Progress
+from tt_ray.distributed.pictures import FIGURES
+from tt_ray.distributed.sweeps.baselines import baseline_frame, play_missing
 from tt_ray.distributed.sweeps.board import CANCEL, Board
 from tt_ray.distributed.sweeps.checks import Flags, prepare_data, running
 from tt_ray.distributed.sweeps.confirm import confirm_winners
+from tt_ray.distributed.sweeps.notes import mark_best, present, sweep_note
+from tt_ray.distributed.sweeps.pictures import winner_pictures
 from tt_ray.distributed.sweeps.report import report, write_tables
 from tt_ray.distributed.sweeps.schedule import run_trials
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import with_confirmed
 from tt_ray.files import whole_file
 from tt_ray.locks import exclusive
-from tt_ray.tracking import Courier, MlflowTracker, Run, provenance_tags, read
+from tt_ray.tracking import (
+    NOTE,
+    Courier,
+    MlflowRun,
+    MlflowStore,
+    MlflowTracker,
+    Run,
+    provenance_tags,
+    read,
+    system_metrics,
+)
 
 TABLES_EVERY = 20.0  # seconds between two partial tables in MLflow
 
@@ -36,12 +50,14 @@ class SweepOutcome:
     """What a sweep has to show at its end."""
 
     frame: pd.DataFrame
+    baselines: pd.DataFrame
+    """Rows to compare the planners with."""
     folder: Path
     cancelled: bool
     problems: Sequence[str]
     """Settings that Optuna has proposed and that do not go together."""
     data: Sequence[str]
-    """A line on each data set, to compare the planners with."""
+    """A line on each data set."""
 
 
 def run_sweep(
@@ -64,20 +80,28 @@ def run_sweep(
         try:
             board = Board(study, courier, parent.identity, _TableKeeper(study, parent))
             board.rename_cells()
-            with board, watch(board) if watch is not None else nullcontext():
+            with board, system_metrics(parent), watch(board) if watch is not None else nullcontext():
                 run_trials(study, board, only_failed=flags.only_failed)
             confirmed = [] if board.cancelled() else confirm_winners(study, board, progress)
+            if not board.cancelled():
+                play_missing(study, board, progress)
             frame = with_confirmed(board.frame(), confirmed)
-            report(study, frame, confirmed, parent, _launches(folder))
+            figures = report(study, frame, confirmed, parent, _launches(folder))
+            for path in [] if board.cancelled() else winner_pictures(study, frame, confirmed, progress):
+                parent.artifact(path, FIGURES)
+            parent.set_tags({NOTE: sweep_note(study, frame, figures, parent.run_id)})
+            mark_best(study, frame, courier, parent.identity)
         finally:
             courier.close(tracker.finish_wait)
             shutil.rmtree(folder / "progress", ignore_errors=True)
+        present(study, frame, MlflowStore(tracker.uri, tracker.experiment))
         if board.cancelling:
             (folder / CANCEL).unlink(missing_ok=True)
             parent.set_tags({"status": "cancelled"})
             parent.finish("KILLED")
     return SweepOutcome(
         frame=frame,
+        baselines=baseline_frame(study, frame),
         folder=folder,
         cancelled=board.cancelling,
         problems=board.problems,
@@ -98,7 +122,7 @@ class _TableKeeper:
                 self._parent.artifact(path)
 
 
-def _parent(study: Study, tracker: MlflowTracker) -> Run:
+def _parent(study: Study, tracker: MlflowTracker) -> MlflowRun:
     """The sweep's own run, in a folder that is tidied first: its thread writes there from then on."""
     _tidy(study.folder)
     base, search = study.sweep.base, study.sweep.search

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tt_ray.distributed.sweeps.baselines import baseline_frame
 from tt_ray.distributed.sweeps.cells import Record, episode_frame
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, storable, winners
@@ -22,19 +23,27 @@ LATENCY = "speed/latency_p50_ms"
 
 
 def write_tables(study: Study, frame: pd.DataFrame) -> list[Path]:
-    """`trials.parquet` and `results.md`, each whole or not at all."""
-    parquet, markdown = study.folder / "trials.parquet", study.folder / "results.md"
-    with whole_file(parquet) as path:
-        storable(frame).to_parquet(path)
-    with whole_file(markdown) as path:
-        path.write_text(markdown_table(study, frame))
-    return [parquet, markdown]
+    """`trials.parquet`, `baselines.parquet` and `results.md`, each whole or not at all."""
+    baselines = baseline_frame(study, frame)
+    files = []
+    for name, table in (("trials", frame), ("baselines", baselines)):
+        if len(table):
+            files.append(study.folder / f"{name}.parquet")
+            with whole_file(files[-1]) as path:
+                storable(table).to_parquet(path)
+    files.append(study.folder / "results.md")
+    with whole_file(files[-1]) as path:
+        path.write_text(markdown_table(study, frame, baselines))
+    return files
 
 
 def report(
     study: Study, frame: pd.DataFrame, confirmed: Sequence[tuple[Trial, list[Record]]], parent: Run, step: int
-) -> None:
-    """Everything that the finished, or cancelled, sweep has to show, as the parent's artifacts."""
+) -> list[Path]:
+    """Everything that the finished, or cancelled, sweep has to show, as the parent's artifacts.
+
+    Returned are the figures.
+    """
     files = write_tables(study, frame)
     records = [record for trial in study.trials for record in study.records(trial)]
     fresh = [record for _, found in confirmed for record in found]
@@ -47,24 +56,31 @@ def report(
     files += _best_files(study, frame)
     for path in files:
         parent.artifact(path)
-    for path in _figures(study, frame, records):
+    figures = _figures(study, frame, records)
+    for path in figures:
         parent.artifact(path, "figures")
     parent.log(_parent_metrics(study, frame), step)
+    return figures
 
 
-def markdown_table(study: Study, frame: pd.DataFrame) -> str:
-    """The sweep's question and its trials, best first within each case."""
-    search, base = study.sweep.search, study.sweep.base
-    keys, metric = list(search.parameters), search.metric.name
-    ranked = ranking(frame, search)
-    columns = ["trial", "status", *keys, "seeds", "episodes", metric, "interval", "fresh seeds"]
-    columns += ["return", "val loss", "seconds", "reused"]
-    lines = [columns, ["---"] * len(columns), *([*_cells(row, keys, metric)] for _, row in ranked.iterrows())]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+def markdown_table(study: Study, frame: pd.DataFrame, baselines: pd.DataFrame) -> str:
+    """The sweep's question and its trials, best first within each case; then what they are compared with."""
+    base = study.sweep.base
+    table = "\n".join(table_lines(study, ranking(frame, study.sweep.search), baselines))
     failed = [f"- {row['trial']}: {row['cause']}" for _, row in frame.iterrows() if row["cause"]]
     causes = "\n\nFailed:\n\n" + "\n".join(failed) if failed else ""
     data = "\n".join(f"- data set {facts}" for facts in study.facts.values())
     return f"# {base.name}\n\n{base.question}\n\n{table}{causes}\n\n{data}\n"
+
+
+def table_lines(study: Study, *tables: pd.DataFrame) -> list[str]:
+    """A Markdown table of these trials (and baselines) in this order, the first two lines its head."""
+    keys, metric = list(study.sweep.search.parameters), study.sweep.search.metric.name
+    columns = ["trial", "status", *keys, "seeds", "episodes", metric, "interval", "fresh seeds"]
+    columns += ["return", "val loss", "seconds", "reused"]
+    rows = [row for table in tables for _, row in table.iterrows()]
+    lines = [columns, ["---"] * len(columns), *(_cells(row, keys, metric) for row in rows)]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]
 
 
 def interval_of(row: pd.Series, metric: str) -> str:
@@ -88,8 +104,8 @@ def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> list[str]:
     return [
         row["trial"],
         row["status"],
-        *(value_text(row[key]) for key in keys),
-        str(row["seeds"]),
+        *(value_text(row[key]) if row["status"] != "baseline" else "" for key in keys),
+        str(row["seeds"] or ""),
         str(row["episodes"]),
         number(row[metric]),
         interval_of(row, metric),
@@ -152,6 +168,16 @@ def _curves(records: Sequence[Record]) -> dict[str, tuple[list[int], list[float]
     return curves
 
 
+def _baseline_metrics(baselines: pd.DataFrame) -> dict[str, float]:
+    """`greedy/score/mean` and the like, of each baseline that has one row; the data has its own names."""
+    figures = dict[str, float]()
+    for name, rows in baselines.groupby("baseline") if len(baselines) else ():
+        if len(rows) == 1 and name != "data":
+            measured = [key for key in map(str, rows) if key.startswith(("score/", "return/"))]
+            figures |= {f"{name}/{key}": float(rows.iloc[0][key]) for key in measured}
+    return {key: value for key, value in figures.items() if np.isfinite(value)}
+
+
 def _parent_metrics(study: Study, frame: pd.DataFrame) -> dict[str, float]:
     """How the sweep ended; with one case also its winner's figures."""
     counts = frame["status"].value_counts()
@@ -161,6 +187,7 @@ def _parent_metrics(study: Study, frame: pd.DataFrame) -> dict[str, float]:
     figures["seconds/saved"] = float(frame["saved"].sum())
     figures["seconds/computing"] = float(frame["seconds"].sum())
     best = winners(frame, study.sweep.search)
+    figures |= _baseline_metrics(baseline_frame(study, frame))
     if len(study.facts) == 1:
         (facts,) = study.facts.values()
         figures["data/return/mean"] = facts.mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ class DataFacts:
     best_tenth: float
     scores: tuple[float, float] | None
     """Both returns normalised, where the data set has reference scores."""
+    best: float = math.nan
+    """Return of the best episode."""
 
     @classmethod
     def of(cls, episodes: Episodes) -> DataFacts:
@@ -61,7 +64,8 @@ class DataFacts:
         mean, best = float(returns.mean()), float(returns[-max(1, len(returns) // 10) :].mean())
         scores = normalized_score([mean, best], spec.ref_min_score, spec.ref_max_score)
         pair = None if scores is None else (float(scores[0]), float(scores[1]))
-        return cls(spec.dataset_id, len(returns), int(episodes.offsets[-1]), mean, best, pair)
+        size = int(episodes.offsets[-1])
+        return cls(spec.dataset_id, len(returns), size, mean, best, pair, float(returns[-1]))
 
     @property
     def profile(self) -> dict[str, int]:
@@ -71,6 +75,7 @@ class DataFacts:
     def __str__(self) -> str:
         mean, best = ("", "") if self.scores is None else (f" (score {score:.3g})" for score in self.scores)
         returns = f"mean return {self.mean:.4g}{mean}, best tenth {self.best_tenth:.4g}{best}"
+        returns += f", best {self.best:.4g}" if self.best == self.best else ""
         return f"{self.name}: {self.episodes} episodes, {returns}"
 
 

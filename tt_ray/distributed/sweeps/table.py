@@ -35,8 +35,8 @@ def trial_metrics(records: Sequence[Record], config: ExperimentConfig) -> dict[s
         figures["return/std"] = float(
             np.std([r.episode_return for r in everything], ddof=len(everything) > 1)
         )
-        figures["length/mean"] = float(np.mean([r.length for r in everything]))
-        figures["terminated/fraction"] = float(np.mean([r.terminated for r in everything]))
+        figures["episodes/length"] = float(np.mean([r.length for r in everything]))
+        figures["episodes/terminated"] = float(np.mean([r.terminated for r in everything]))
         if all(result.score is not None for result in everything):
             scores = [[float(result.score or 0.0) for result in results] for results in played]
             figures |= _aggregated("score", scores, config)

@@ -29,7 +29,7 @@ from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.files import whole_file
 from tt_ray.model.checkpoint import checkpoint_metrics
 from tt_ray.sweep_file import Trial, dump_trial
-from tt_ray.tracking import Run, open_journal, provenance_tags, read
+from tt_ray.tracking import NOTE, Run, open_journal, provenance_tags, read, system_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -191,10 +191,11 @@ def run_trial(task: Task, report: Report) -> None:
     for rung in task.rungs:
         for cell in list(live):
             try:
-                if rung == task.rungs[0]:
-                    first = task.reports_training and cell is cells[0]
-                    cell.train(tell if first else None)
-                cell.evaluate(rung)
+                with system_metrics(cell.run):
+                    if rung == task.rungs[0]:
+                        first = task.reports_training and cell is cells[0]
+                        cell.train(tell if first else None)
+                    cell.evaluate(rung)
                 if rung == task.rungs[-1]:
                     cell.finish()
             except Exception as error:
@@ -229,14 +230,23 @@ def close_cell(run: Run, folder: Path, trial: Trial, record: Record, status: Any
             episode_frame([record]).to_parquet(path)
         run.artifact(folder / "episodes.parquet")
     tags = {"trial.status": status, "reused": reuse_text(record.reused), "error": record.cause}
-    run.set_tags(tags)
+    run.set_tags({**tags, NOTE: describe_cell(record, trial)})
     run.finish("FAILED" if status == "failed" else "FINISHED")
     record.save(folder)
 
 
-def cell_name(trial: Trial, seed: int) -> str:
-    """A cell's name in MLflow."""
-    return f"{trial.name} seed {seed}"
+def describe_cell(record: Record, trial: Trial) -> str:
+    """What came of a cell, in a line: its description in MLflow."""
+    figures, episodes = trial_metrics([record], trial.config), len(record.episodes)
+    parts = [f"failed: {record.cause}"] if record.cause else []
+    parts += ["stopped early by the scheduler"] if record.status == "stopped" else []
+    for name in ("score", "return"):
+        if f"{name}/mean" in figures:
+            low, high = (f"{figures[f'{name}/{end}']:.4g}" for end in ("ci_low", "ci_high"))
+            parts.append(f"{name} {figures[f'{name}/mean']:.4g} [{low}, {high}]")
+    parts += [f"{episodes} episodes"] if episodes else []
+    parts += [f"reused {reuse_text(record.reused)}"] if record.reused else []
+    return ", ".join(parts)
 
 
 def cell_params(trial: Trial, seed: int) -> dict[str, Any]:

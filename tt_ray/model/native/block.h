@@ -92,9 +92,10 @@ class Block {
     // Every row's logits over the token after the one just fed; they stay until the next `feed`.
     void predict() {
         const S *head = static_cast<const S *>(net.head_weights) + slot * net.width * ldl;
+        const S *bias = net.head_biases ? static_cast<const S *>(net.head_biases) + slot * ldl : nullptr;
         layer_norm(net, rows, scratch.x.data(), ldx, static_cast<const S *>(net.final_norm), scratch.normed.data());
-        multiply<S, kStore>(tiled, scratch.normed.data(), net.width, head, net.width, ldl,
-                            static_cast<const S *>(nullptr), scratch.hidden.data(), ldl);
+        multiply<S, kStore>(tiled, scratch.normed.data(), net.width, head, net.width, ldl, bias, scratch.hidden.data(),
+                            ldl);
     }
     const S *logits(int64_t row) const { return scratch.hidden.data() + row * ldl; }
 
@@ -162,6 +163,8 @@ class Block {
         S *x = scratch.x.data(), *normed = scratch.normed.data();
         auto take = [&weights](int64_t size) { return (weights += size) - size; };
         layer_norm(net, rows, x, ldx, take(2 * ldx), normed);
+        if (net.port)
+            for (int64_t row = 0; row < rows; row++) std::copy_n(normed + row * d, d, x + row * ldx);
         const S *matrix = take(d * ldq), *bias = take(ldq);
         multiply<S, kStore>(tiled, normed, d, matrix, d, ldq, bias, scratch.qkv.data(), ldq);
         remember(layer);

@@ -7,8 +7,10 @@
 // Sizes and weights. Matrices are packed in panels of two vectors of outputs: [outputs / panel, inputs, panel].
 struct Network {
     int64_t layers, width, heads, head_width, head_padded, hidden, outputs, slots, bins, goal, layer_stride;
+    int64_t port;  // whether a layer's attention is added to its normalised input
     double epsilon;
     const void *token_embedding, *position_embedding, *layer_weights, *final_norm, *head_weights;
+    const void *head_biases;  // null where there are none
     const int64_t *goal_slots;  // [goal]
 };
 

@@ -21,10 +21,10 @@ class Network(ctypes.Structure):
 
     _fields_ = [
         *((name, _Int) for name in ("layers", "width", "heads", "head_width", "head_padded", "hidden")),
-        *((name, _Int) for name in ("outputs", "slots", "bins", "goal", "layer_stride")),
+        *((name, _Int) for name in ("outputs", "slots", "bins", "goal", "layer_stride", "port")),
         ("epsilon", ctypes.c_double),
         *((name, _Pointer) for name in ("token_embedding", "position_embedding", "layer_weights")),
-        *((name, _Pointer) for name in ("final_norm", "head_weights", "goal_slots")),
+        *((name, _Pointer) for name in ("final_norm", "head_weights", "head_biases", "goal_slots")),
     ]
 
 
@@ -92,11 +92,14 @@ def pack_model(model: TrajectoryTransformer) -> PackedModel:
     with torch.no_grad():
         layers = torch.stack([packer.layer(block) for block in model.blocks if isinstance(block, Block)])
         heads = torch.stack([packer.matrix(weight) for weight in model.head])
+        rows = () if model.head_bias is None else model.head_bias
+        biases = torch.stack([packer.vector(bias) for bias in rows]) if len(rows) else torch.empty(0)
         final = packer.norm(model.final_norm)
         tables = [
             table.detach().clone() for table in (model.token_embedding.weight, model.position_embedding)
         ]
-    tensors = (*tables, layers, final, heads, torch.tensor(layout.goal_slots, dtype=torch.int64))
+    goal_slots = torch.tensor(layout.goal_slots, dtype=torch.int64)
+    tensors = (*tables, layers, final, heads, biases, goal_slots)  # an empty one's pointer is null
     network = Network(
         layers=config.num_layers,
         width=config.embed_dim,
@@ -109,12 +112,13 @@ def pack_model(model: TrajectoryTransformer) -> PackedModel:
         bins=layout.num_bins,
         goal=layout.goal_dim,
         layer_stride=layers.shape[1],
+        port=model.port,
         epsilon=model.final_norm.eps,
         **dict(
             zip(
                 (
                     *("token_embedding", "position_embedding", "layer_weights"),
-                    *("final_norm", "head_weights", "goal_slots"),
+                    *("final_norm", "head_weights", "head_biases", "goal_slots"),
                 ),
                 (tensor.data_ptr() for tensor in tensors),
                 strict=True,

@@ -1,0 +1,47 @@
+"""`--figures DIR`: the pictures and videos of a command once more, in a folder of the user's choice."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tt_ray.cli.view import console
+from tt_ray.errors import UserError
+from tt_ray.files import whole_file
+
+Figures = Annotated[
+    Path | None,
+    typer.Option("--figures", metavar="DIR", help="Also write the pictures and videos to this folder."),
+]
+KINDS = (".png", ".mp4")
+
+
+def figures_folder(folder: Path | None) -> None:
+    """Make the folder of `--figures`; `UserError` where that cannot be, before anything is computed."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--figures {folder}: cannot be made: {error.strerror}") from error
+
+
+def copy_figures(source: Path, folder: Path | None) -> None:
+    """Copy a command's pictures, those in `source` and in its `figures`, and say where they are."""
+    if folder is None:
+        return
+    found = [path for place in (source, source / "figures") for path in sorted(place.glob("[!.]*"))]
+    pictures = [path for path in found if path.suffix in KINDS]
+    for path in pictures:
+        with whole_file(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    say_figures(folder, [path.name for path in pictures])
+
+
+def say_figures(folder: Path, names: list[str]) -> None:
+    """Say what has been written to the folder of `--figures`."""
+    text = f"{folder}: {', '.join(names) or 'nothing to draw'}"
+    console.print(f"{'figures:':<20}{text}", soft_wrap=True, highlight=False, markup=False)
