@@ -15,6 +15,8 @@ from tt_ray.tracking.run import RunState
 ALIAS = "champion"
 VIEW = "best-first"
 """Key of the view of the runs table that is shared with everybody, in the page's address."""
+FIRST_COLUMNS = {"attributes.`Run Name`": 330, "runDateAndNestInfo": 150}
+"""Where the UI always has a run's name and age, and how wide they are; names are longer than its default."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 NOTE = "mlflow.note.content"
 """Tag of a description, which the UI shows as Markdown."""
@@ -64,7 +66,7 @@ def register(store: MlflowStore, champion: Champion) -> None:
 def show_runs(
     store: MlflowStore, question: str, columns: Sequence[str], metric: str, ascending: bool, parent: Path
 ) -> None:
-    """The experiment's page: a view with these columns, best first, and a description with a link to it.
+    """The experiment's page: a view with these columns, best on top, and a description that links to it.
 
     columns: such as "params.`planner.horizon`". A description that the user has written stays.
     """
@@ -72,8 +74,9 @@ def show_runs(
     state = RunState.load(parent)
     expanded = {state.run_id: True} if state is not None and state.run_id is not None else {}
     view: dict[str, Any] = {
-        "selectedColumns": list(columns),
-        "columnOrder": [],
+        "selectedColumns": [*columns, "attributes.`Description`"],
+        "columnOrder": [*FIRST_COLUMNS, *columns, "attributes.`Description`"],
+        "columnWidths": FIRST_COLUMNS | {"attributes.`Description`": 600},
         "runsExpanded": expanded,
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": ascending,

@@ -14,7 +14,7 @@ from tt_ray.distributed.sweeps.baselines import baseline_frame
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, cell_name
 from tt_ray.distributed.sweeps.report import interval_of, number, table_lines
 from tt_ray.distributed.sweeps.study import Study
-from tt_ray.distributed.sweeps.table import CONFIRMED, ranking, winners
+from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, winners
 from tt_ray.sweep_file import Trial
 from tt_ray.tracking import Champion, Courier, Journal, MlflowStore, Run, register, show_runs
 from tt_ray.tracking.connection import one_line
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def sweep_note(study: Study, frame: pd.DataFrame, figures: Sequence[Path], run_id: str | None) -> str:
     """The parent's description: the question, the answer, as many trials as a tag can hold, the figures."""
-    baselines = table_lines(study, baseline_frame(study, frame))[2:]
+    baselines = table_lines(study, baseline_frame(study, frame), brief=True)[2:]
     search, base = study.sweep.search, study.sweep.base
     head = [f"**{base.question}**"] if base.question else []
     head += [_answer(row, search.metric.name) for _, row in winners(frame, search).iterrows()]
@@ -33,7 +33,8 @@ def sweep_note(study: Study, frame: pd.DataFrame, figures: Sequence[Path], run_i
     foot += [_picture(path.stem, run_id) for path in figures if run_id is not None]
     foot += ["All of it: `results.md`, `trials.parquet` and `figures/` among the artifacts."]
     around = sum(len(part) + 2 for part in [*head, *foot])
-    table = _as_fits(table_lines(study, ranking(frame, search)), baselines, MAX_TAG_LENGTH - around)
+    trials = table_lines(study, ranking(frame, search), brief=True)
+    table = _as_fits(trials, baselines, MAX_TAG_LENGTH - around)
     return "\n\n".join(part for part in [*head, table, *foot] if part)[:MAX_TAG_LENGTH]
 
 
@@ -97,13 +98,12 @@ def present(study: Study, frame: pd.DataFrame, store: MlflowStore) -> None:
             played = [r for r in records[row["fingerprint"]] if r.checkpoint and Path(r.checkpoint).is_dir()]
             if played:
                 register(store, _champion(study, row, _best_seed(study, played)))
-        keys = [f"params.`{key}`" for key in search.parameters]
-        metrics = dict.fromkeys((search.metric.name, "score/mean", "return/mean", "val/loss"))
-        columns = ["attributes.`Description`", *(f"metrics.`{name}`" for name in metrics), *keys]
-        show_runs(
-            *(store, study.sweep.base.question, [*columns, "tags.`best`", "attributes.`Models`"]),
-            *(search.metric.name, search.metric.goal == "minimize", study.folder),
-        )
+        name = search.metric.name
+        metrics = dict.fromkeys((name, *(interval_names(name) or ()), "return/mean"))
+        columns = [f"metrics.`{name}`" for name in metrics]
+        columns += [f"params.`{key}`" for key in search.parameters] + ["tags.`best`"]
+        ascending = search.metric.goal == "minimize"
+        show_runs(store, study.sweep.base.question, columns, name, ascending, study.folder)
     except Exception as error:  # whatever MLflow's client raises
         logger.warning("the best model is not registered in MLflow (%s); --resume does it", one_line(error))
 

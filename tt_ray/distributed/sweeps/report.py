@@ -73,13 +73,18 @@ def markdown_table(study: Study, frame: pd.DataFrame, baselines: pd.DataFrame) -
     return f"# {base.name}\n\n{base.question}\n\n{table}{causes}\n\n{data}\n"
 
 
-def table_lines(study: Study, *tables: pd.DataFrame) -> list[str]:
-    """A Markdown table of these trials (and baselines) in this order, the first two lines its head."""
+def table_lines(study: Study, *tables: pd.DataFrame, brief: bool = False) -> list[str]:
+    """A Markdown table of these trials (and baselines) in this order, the first two lines its head.
+
+    `brief` leaves out what a trial's name says already, and what is found with its run.
+    """
     keys, metric = list(study.sweep.search.parameters), study.sweep.search.metric.name
     columns = ["trial", "status", *keys, "seeds", "episodes", metric, "interval", "fresh seeds"]
     columns += ["return", "val loss", "seconds", "reused"]
-    rows = [row for table in tables for _, row in table.iterrows()]
-    lines = [columns, ["---"] * len(columns), *(_cells(row, keys, metric) for row in rows)]
+    if brief:
+        columns = list(dict.fromkeys(["trial", metric, "interval", "fresh seeds", "return", "episodes"]))
+    found = [_cells(row, keys, metric) for table in tables for _, row in table.iterrows()]
+    lines = [columns, ["---"] * len(columns), *([cells[name] for name in columns] for cells in found)]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines]
 
 
@@ -98,23 +103,24 @@ def number(value: object) -> str:
     return f"{float(value):.{decimals}f}"
 
 
-def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> list[str]:
+def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> dict[str, str]:
+    """The text of each column of a trial's or a baseline's row."""
     fresh = [row[name] for name in CONFIRMED]
     confirmed = f"{number(fresh[0])} [{number(fresh[1])}, {number(fresh[2])}]" if fresh[0] == fresh[0] else ""
-    return [
-        row["trial"],
-        row["status"],
-        *(value_text(row[key]) if row["status"] != "baseline" else "" for key in keys),
-        str(row["seeds"] or ""),
-        str(row["episodes"]),
-        number(row[metric]),
-        interval_of(row, metric),
-        confirmed,
-        number(row.get("return/mean", np.nan)),
-        number(row.get("val/loss", np.nan)),
-        number(row["seconds"]),
-        str(row["reused"]),
-    ]
+    return {
+        "trial": row["trial"],
+        "status": row["status"],
+        **{key: value_text(row[key]) if row["status"] != "baseline" else "" for key in keys},
+        "seeds": str(row["seeds"] or ""),
+        "episodes": str(row["episodes"]),
+        metric: number(row[metric]),
+        "interval": interval_of(row, metric),
+        "fresh seeds": confirmed,
+        "return": number(row.get("return/mean", np.nan)),
+        "val loss": number(row.get("val/loss", np.nan)),
+        "seconds": number(row["seconds"]),
+        "reused": str(row["reused"]),
+    }
 
 
 def _best_files(study: Study, frame: pd.DataFrame) -> list[Path]:
