@@ -137,9 +137,8 @@ def test_studies_of_held_out_episodes_are_refused(here: Path, command: Command, 
     write_data()
     authors_run(here)
     assert command("import-checkpoint", "run").code == 0
-    left = ("mlflow.db", "runs")
     for study in ("attention", "predict"):
-        refused(study, "runs/imported/run", parts=("was imported", "nobody knows"), left=left)
+        refused(study, "runs/imported/run", parts=("was imported", "nobody knows"))
 
 
 def test_what_is_there_stays(here: Path, command: Command, refused: Refused) -> None:

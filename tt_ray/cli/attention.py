@@ -47,6 +47,11 @@ def attention(
     path = find_checkpoint(target, overrides or [])
     config, _, seed = load_for_evaluation(path, overrides or [])
     checkpoint = load_checkpoint(path)
+    if checkpoint.origin:
+        raise UserError(
+            f"{path}: was imported, so nobody knows which episodes it was not trained on, and attention is "
+            "looked at on those"
+        )
     figures_folder(figures)
     uri = connect(config.tracking.uri)
     storage = writable(Path(config.resources.storage)).resolve()
@@ -89,11 +94,6 @@ def _held_out(config: ExperimentConfig, checkpoint: Checkpoint, path: Path, seed
     from tt_ray.distributed.line import Line
     from tt_ray.training.job import make_job
 
-    if checkpoint.origin:
-        raise UserError(
-            f"{path}: was imported, so nobody knows which episodes it was not trained on, and attention is "
-            "looked at on those"
-        )
     with console.status(f"reading {config.dataset.id}"):
         episodes = Line(config, Bars()).episodes
         if episodes.spec.fingerprint != checkpoint.spec.fingerprint:
