@@ -44,7 +44,7 @@ PLAYED = {
 }
 PARENT = {"trials/finished", "trials/stopped", "trials/failed", "seconds/saved"}
 TABLE = (PLAYED | {f"val/loss{part}" for part in PARTS}) - {
-    name for name in PLAYED if name.startswith("seconds/") or name == "episodes"
+    name for name in PLAYED if name.startswith("seconds/") or name == "episodes/count"
 }
 
 
@@ -200,7 +200,9 @@ def check_parent(ended: Ended, parent: Run, trials: int) -> None:
     figures = {"figures/learning-curves.png"}
     figures |= {"figures/parameters.png", "figures/parallel.png"} if search.parameters else set()
     figures |= {"figures/frontier.png"} if trials > 1 else set()
-    assert ended.artifacts(parent, "figures") == figures
+    figures |= {"figures/training.png", "figures/returns.png"}
+    shown = ended.artifacts(parent, "figures")
+    assert {path for path in shown if "/episode-" not in path} == figures
     check_best(ended, files)
 
 
@@ -232,7 +234,8 @@ def check_best(ended: Ended, files: set[str]) -> None:
 def check_cell(ended: Ended, run: Run) -> None:
     tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
     assert (tags["kind"], tags["sweep"], run.info.status) == ("trial", ended.sweep.base.name, "FINISHED")
-    assert run.info.run_name == f"{tags['trial.name']} seed {tags['seed']}"
+    star = "★ " if tags.get("best") == "yes" else ""
+    assert run.info.run_name == f"{star}{tags['trial.name']} seed {tags['seed']}"
     row = ended.table.set_index("fingerprint").loc[tags["trial"]]
     assert (tags["trial.status"], tags["trial.case"]) == (row["status"], row["case"])
     assert tags["error"] == "" if "error" in tags else True
@@ -252,15 +255,16 @@ def check_cell(ended: Ended, run: Run) -> None:
 
 
 def check_models(ended: Ended, cells: list[Run]) -> None:
-    """Each model is trained by one of the cells that need it, which keeps the checkpoint."""
+    """Each model is trained by one of the cells that need it; it and the best have the checkpoint."""
     trained: dict[str, int] = {}
     for run in cells:
         tags = run.data.tags
         if tags["trial.status"] != "finished":
             continue
         here = "checkpoint" in ended.artifacts(run)
-        assert here == ("model" not in tags["reused"])
-        trained[tags["stage.model"]] = trained.get(tags["stage.model"], 0) + here
+        own = "model" not in tags["reused"]
+        assert here == (own or tags.get("best") == "yes")
+        trained[tags["stage.model"]] = trained.get(tags["stage.model"], 0) + own
     assert set(trained.values()) == {1}
 
 

@@ -20,7 +20,7 @@ from tt_ray.distributed.evaluate import GREEDY, LinearBaseline, RandomBaseline, 
 from tt_ray.distributed.line import Line
 from tt_ray.distributed.scoring import checkpoint_identity, made_by, make_row, play, score_planner
 from tt_ray.errors import UserError
-from tt_ray.evaluation.policies import CriticPolicy
+from tt_ray.evaluation.critic_policy import CriticPolicy
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.fingerprints import fingerprint
 from tt_ray.model.critic import load_critic

@@ -69,7 +69,7 @@ class SweepReport:
     overhead_seconds: float
     """Of a slot's wall time, what did not go into stages; there are `at_once` slots."""
     overhead_in_trial: float
-    """Of this, between the first and the last line of the trial's journal: records, journals, claims."""
+    """Of this, between the first line of the trial's journal and its status: records, journals, claims."""
     overhead_around_trial: float
     """The rest: Ray Tune, and processes that wait for a CPU."""
     driver_cpu: float
@@ -255,7 +255,7 @@ class _Cell:
 
     @property
     def inside(self) -> float:
-        """Between the first and the last line of its journal."""
+        """Between the first line of its journal and its last status."""
         return self.ended - self.began
 
     @classmethod
@@ -265,7 +265,8 @@ class _Cell:
         record = read_record(folder)
         assert record is not None
         points = sum(len(line.get("metrics", ())) for line in lines)
-        return cls(lines[0]["time"] / 1000, lines[-1]["time"] / 1000, sum(record.seconds.values()), points)
+        ended = max(line["time"] for line in lines if "status" in line)  # marks of the best come after it
+        return cls(lines[0]["time"] / 1000, ended / 1000, sum(record.seconds.values()), points)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,11 @@
-"""Policies to compare planners with: random actions, the linear ones of random search, and a critic's own."""
+"""Policies to compare planners with, without torch: random actions, and the linear ones of random search."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-
-from tt_ray.model.critic import CriticCheckpoint
 
 
 class RandomPolicy:
@@ -44,7 +41,7 @@ class RandomPolicy:
         del self._streams[episode]
 
 
-class _Observing:
+class Deterministic:
     """A deterministic policy of the present observation alone; derived classes have `_apply`."""
 
     def __init__(self, slots: int) -> None:
@@ -75,7 +72,7 @@ class _Observing:
         del self._observations[episode]
 
 
-class LinearPolicy(_Observing):
+class LinearPolicy(Deterministic):
     """Actions weights @ ((observation - mean) / std), the form that random search learns."""
 
     def __init__(self, weights: ArrayLike, mean: ArrayLike, std: ArrayLike, slots: int = 1) -> None:
@@ -86,19 +83,3 @@ class LinearPolicy(_Observing):
 
     def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         return (self._weights @ ((observation - self._mean) / self._std)).astype(np.float32)
-
-
-class CriticPolicy(_Observing):
-    """Mean actions of the policy that was extracted with a critic (IQL's own), within the bounds."""
-
-    def __init__(self, checkpoint: CriticCheckpoint, slots: int = 1) -> None:
-        super().__init__(slots)
-        self._critic, spec = checkpoint.critic, checkpoint.spec
-        self._low = np.asarray(spec.action_low, dtype=np.float32)
-        self._high = np.asarray(spec.action_high, dtype=np.float32)
-        self._goal_dim = spec.goal_dim
-
-    @torch.inference_mode()
-    def _apply(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        action = self._critic.act(torch.from_numpy(np.array(observation[self._goal_dim :])))
-        return np.clip(action.numpy(), self._low, self._high)

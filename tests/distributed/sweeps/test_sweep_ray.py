@@ -1,7 +1,9 @@
 """Whole sweeps under Ray Tune, and what they leave on disk and in MLflow."""
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +35,7 @@ TWELVE = {
     },
     "max_concurrent_trials": 2,
 }
+MODEL = NAME.replace("/", "-")
 FRESH = [1_010_000 + i for i in range(4)]
 
 
@@ -48,6 +51,16 @@ def twelve(
 def extended(twelve: Launched, uri: str) -> Launched:
     """The same file with another training seed, launched again in the same place."""
     return start(twelve.study.storage.parent, uri, TWELVE, seeds=[0, 1], tracking={"films": 1})
+
+
+def unmarked(file: bytes) -> list[dict[str, Any]]:
+    """Lines of a cell's record or journal, without what says that its trial is the best."""
+    lines = [{**json.loads(line), "best": None} for line in file.splitlines()]
+    return [
+        line
+        for line in lines
+        if "best" not in line.get("tags", ()) and "checkpoint" not in line.get("artifact", ())
+    ]
 
 
 class TestTwelveBeamSettings:
@@ -100,18 +113,21 @@ class TestLaunchedAgain:
     def test_only_the_new_seed_runs(self, twelve: Launched, extended: Launched) -> None:
         after = cells(extended.study)
         assert len(extended.before) == 2 * 12
-        assert {name: after[name] for name in extended.before} == extended.before
+        marks = {name for name in extended.before if after[name] != extended.before[name]}
+        for name in marks:
+            assert unmarked(after[name][1]) == unmarked(extended.before[name][1])
+        assert len(marks) in (0, 4)  # two files each of the best of one seed and the best of both
         assert len(after) == 2 * 24
         models = [stage.key for stage in extended.study.store.stages() if stage.kind == "models"]
         assert sorted(trainings(extended.study.storage)) == sorted(models)
         assert len(models) == 2
         once = played(extended.study.storage)
         assert set(once.values()) == {1}
-        assert sum(seed not in FRESH for _, seed in once) == 24 * 4
+        assert sum(seed not in FRESH for _, seed in once) == 24 * 4 + 2 * 4  # and greedy decoding by each model
         assert list(extended.frame["seeds"]) == 12 * [2]
 
     def test_the_same_once_more_runs_nothing(self, extended: Launched, uri: str) -> None:
-        again = start(extended.study.storage.parent, uri, TWELVE, seeds=[0, 1])
+        again = start(extended.study.storage.parent, uri, TWELVE, seeds=[0, 1], tracking={"films": 1})
         assert cells(again.study) == again.before
         assert len(again.before) == 2 * 24
         assert len(trainings(again.study.storage)) == 2
@@ -197,7 +213,7 @@ class TestMlflow:
 
     def test_artifacts_of_a_cell(self, extended: Launched) -> None:
         _, children = extended.runs()
-        trained = 0
+        trained = kept = 0
         for run, (trial, seed, _) in zip(children, extended.cells(), strict=True):
             folder = extended.artifacts(run)
             config = load_experiment(folder / "config.yaml")
@@ -205,17 +221,19 @@ class TestMlflow:
             assert len(pd.read_parquet(folder / "episodes.parquet")) == 4
             with_checkpoint = (folder / "checkpoint" / "model.safetensors").exists()
             own, best = "model" not in run.data.tags["reused"], run.data.tags.get("best") == "yes"
-            assert with_checkpoint == (own or best)
+            assert with_checkpoint or not (own or best)
+            kept += with_checkpoint and not (own or best)
             trained += own
         assert trained == 2
+        assert kept <= 1  # that of the best of one seed, which is not the best of both
 
     def test_the_best_is_marked_and_registered_once(self, extended: Launched) -> None:
         (best,) = winners(extended.frame, extended.study.sweep.search)["fingerprint"]
         parent, children = extended.runs()
         marked = {run.data.tags["trial"] for run in children if run.data.tags.get("best") == "yes"}
         assert marked == {best}
-        versions = extended.client.search_model_versions(f"name='{NAME}'")
-        champion = extended.client.get_model_version_by_alias(NAME, "champion")
+        versions = extended.client.search_model_versions(f"name='{MODEL}'")
+        champion = extended.client.get_model_version_by_alias(MODEL, "champion")
         assert champion.version in [version.version for version in versions]
         assert champion.tags["trial"] == best
         assert (Path(champion.source) / "model.safetensors").is_file()
