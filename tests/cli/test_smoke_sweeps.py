@@ -200,9 +200,10 @@ def check_parent(ended: Ended, parent: Run, trials: int) -> None:
     figures = {"figures/learning-curves.png"}
     figures |= {"figures/parameters.png", "figures/parallel.png"} if search.parameters else set()
     figures |= {"figures/frontier.png"} if trials > 1 else set()
-    figures |= {"figures/training.png", "figures/returns.png"}
     shown = ended.artifacts(parent, "figures")
-    assert {path for path in shown if "/episode-" not in path} == figures
+    assert {path for path in shown if path.endswith(".svg")} == {path[:-3] + "svg" for path in figures}
+    figures |= {"figures/training.png", "figures/returns.png"}
+    assert {path for path in shown if "/episode-" not in path and path.endswith(".png")} == figures
     check_best(ended, files)
 
 

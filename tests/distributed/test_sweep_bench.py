@@ -33,7 +33,7 @@ def check(report: SweepReport, trials: int, at_once: int) -> None:
 @pytest.mark.ray
 def test_a_sweep_can_be_measured(ray_local: None) -> None:
     before = dict(os.environ)
-    check(measure_sweep(trials=16, at_once=2), trials=16, at_once=2)
+    check(measure_sweep(trials=40, at_once=2), trials=40, at_once=2)
     assert dict(os.environ) == before
 
 

@@ -30,6 +30,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 QUESTION = "do quantile bins beat uniform ones"
+ASSISTANT = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"  # a panel that opens at the first visit
 PATIENCE = 60_000  # milliseconds; far more than a page takes
 
 
@@ -88,8 +89,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(study: Study, browser: Any, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
-    """`visit(address)` is the page of a user who has never been there; only this host can be reached."""
+    """`visit(address)` is the page of a user who has been there before; only this host can be reached."""
     context = browser.new_context(viewport={"width": 1500, "height": 950})
+    context.add_init_script(f"localStorage.setItem('{ASSISTANT}', 'true')")
     context.set_default_timeout(PATIENCE)
     context.route(lambda url: not url.startswith(study.uri), lambda route: route.abort())
 
@@ -140,6 +142,10 @@ def test_the_sweeps_own_page(study: Study, visit: Any, picture: Any) -> None:
     figure = page.locator("img[alt=parameters]")
     sync_api.expect(figure).to_be_visible(timeout=PATIENCE)
     page.wait_for_function("document.querySelector('img[alt=parameters]').naturalWidth > 300")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    for image in page.locator("img[alt]").all():
+        box = image.bounding_box()
+        assert box["x"] + box["width"] < 1500, "a figure is cut at the page's edge"
     picture(page, "sweep")
 
 

@@ -77,15 +77,16 @@ class _Watch(threading.Thread):
                 break
         if self.death:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            threading.Thread(target=self._end_process, daemon=True).start()
+            left = SILENT_END - self._patience_with(dead[0])
+            threading.Thread(target=self._end_process, args=[min(UNWIND, left)], daemon=True).start()
 
     def _patience_with(self, name: str) -> float:
         """A driver whose raylet has gone is soon ended by Ray, without a word."""
         return self._patience if name == CONTROL else min(self._patience, PRIVATE)
 
-    def _end_process(self) -> None:
-        """End the process, unless the block has been left by then."""
-        if not self.over.wait(min(UNWIND, SILENT_END - self._patience)):
+    def _end_process(self, unwind: float) -> None:
+        """End the process, unless the block has been left within so many seconds."""
+        if not self.over.wait(unwind):
             logger.error(self.death)
             os._exit(2)
 

@@ -39,7 +39,7 @@ def test_the_note_answers_the_question(board: Board) -> None:
     (best,) = winners(frame, board.study.sweep.search)["trial"]
     assert note.startswith(f"**Which is best?**\n\nBest: **{best}**, ")
     assert [line for line in note.splitlines() if line.startswith(f"| {best} ")]
-    assert "![parameters](get-artifact?path=figures%2Fparameters.png&run_uuid=abc)" in note
+    assert "![parameters](get-artifact?path=figures%2Fparameters.svg&run_uuid=abc)" in note
     assert "![" not in sweep_note(board.study, frame, [Path("figures/parameters.png")], None)
 
 

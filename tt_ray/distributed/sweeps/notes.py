@@ -61,7 +61,8 @@ def _as_fits(lines: Sequence[str], last: Sequence[str], room: int) -> str:
 
 
 def _picture(name: str, run_id: str | None) -> str:
-    return f"![{name}](get-artifact?path={quote(f'figures/{name}.png', safe='')}&run_uuid={run_id})"
+    # MLflow shows a picture in its own size: an SVG file's fits the page.
+    return f"![{name}](get-artifact?path={quote(f'figures/{name}.svg', safe='')}&run_uuid={run_id})"
 
 
 def mark_best(study: Study, frame: pd.DataFrame, courier: Courier, parent: str) -> None:

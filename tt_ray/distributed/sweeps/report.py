@@ -20,6 +20,8 @@ from tt_ray.sweep_file import Trial, dump_trial
 from tt_ray.tracking import Run, read
 
 LATENCY = "speed/latency_p50_ms"
+KINDS = (".png", ".svg")
+"""Of files with figures: for the eye, and for print and descriptions."""
 
 
 def write_tables(study: Study, frame: pd.DataFrame) -> list[Path]:
@@ -42,7 +44,7 @@ def report(
 ) -> list[Path]:
     """Everything that the finished, or cancelled, sweep has to show, as the parent's artifacts.
 
-    Returned are the figures.
+    Returned are the figures, as PNG files; an SVG file lies beside each.
     """
     files = write_tables(study, frame)
     records = [record for trial in study.trials for record in study.records(trial)]
@@ -57,7 +59,7 @@ def report(
     for path in files:
         parent.artifact(path)
     figures = _figures(study, frame, records)
-    for path in figures:
+    for path in (figure.with_suffix(kind) for figure in figures for kind in KINDS):
         parent.artifact(path, "figures")
     parent.log(_parent_metrics(study, frame), step)
     return figures
@@ -152,7 +154,8 @@ def _figures(study: Study, frame: pd.DataFrame, records: Sequence[Record]) -> li
     if LATENCY in frame and metric != LATENCY and len(frame) > 1:
         draw["frontier"] = lambda path: frontier_figure(frame, LATENCY, metric, goal, path)
     for name, make in draw.items():
-        make(folder / f"{name}.png")
+        for kind in KINDS:
+            make(folder / f"{name}{kind}")
     return [folder / f"{name}.png" for name in draw]
 
 
