@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SECTIONS = sorted((ROOT / "tt_ray" / "config").glob("*.py"))
 SOURCES = sorted((ROOT / "tt_ray").rglob("*.py"))
 LIBRARY = ("data", "model", "planning", "training", "evaluation")
 """Folders that are used without the command line; there docstrings say what is raised."""
@@ -38,3 +39,27 @@ def test_what_is_public_has_a_docstring_that_names_its_refusals(file: Path) -> N
         assert told or file.name == "__init__.py", f"{place}: {name} has no docstring"
         if isinstance(node, ast.FunctionDef) and place.parts[1] in LIBRARY and refuses(node):
             assert "UserError" in told, f"{place}:{node.lineno}: {name} raises UserError and does not say so"
+
+
+def fields(file: Path) -> Iterator[tuple[str, bool]]:
+    """Each key of the sections in a file, and whether a text follows it or the keys right after it."""
+    for node in ast.parse(file.read_text()).body:
+        if not (
+            isinstance(node, ast.ClassDef) and any("dataclass" in ast.dump(d) for d in node.decorator_list)
+        ):
+            continue
+        told = False
+        for item in reversed(node.body):
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                section = ast.unparse(item.annotation).removesuffix(" | None").endswith("Config")
+                if "ClassVar" not in ast.unparse(item.annotation):
+                    yield f"{node.name}.{item.target.id}", told or section
+            else:
+                told = isinstance(item, ast.Expr)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "tt_ray" / "config").glob("*.py")), ids=lambda file: file.name
+)
+def test_every_key_of_an_experiment_file_says_what_it_is(file: Path) -> None:
+    assert [name for name, told in fields(file) if not told] == []

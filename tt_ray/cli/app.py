@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from tt_ray.cli.arguments import Critic, Model, Resume, settings
 from tt_ray.cli.attention import attention, find_checkpoint
 from tt_ray.cli.bench import bench
 from tt_ray.cli.cluster import cluster_app
@@ -43,26 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data_app, name="data")
-app.add_typer(store_app, name="store")
-app.add_typer(cluster_app, name="cluster")
-app.command()(bench)
-app.command()(play)
-app.command()(predict)
-app.command()(attention)
-app.command()(import_checkpoint)
-app.command()(results)
-app.command()(sweep)
-app.command()(cancel)
-app.command()(submit)
-data_app.command()(push)
-
 File = Annotated[Path, typer.Argument(help="Experiment file (YAML).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, such as planner.horizon=5.", metavar="KEY=VALUE"),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")]
+Overrides = Annotated[list[str] | None, settings("planner.horizon=5")]
 
 
 def main() -> None:
@@ -93,7 +76,6 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-@app.command()
 def run(file: File, overrides: Overrides = None, resume: Resume = False, figures: Figures = None) -> None:
     """The whole line: collect (where the file says how), train, evaluate against baselines, one table."""
     from tt_ray.distributed.experiment import run_experiment
@@ -107,7 +89,6 @@ def run(file: File, overrides: Overrides = None, resume: Resume = False, figures
     _show_end(line, outcome, started, figures)
 
 
-@app.command()
 def train(file: File, overrides: Overrides = None, resume: Resume = False, figures: Figures = None) -> None:
     """Train one model for each of the file's seeds."""
     from tt_ray.distributed.experiment import train_experiment
@@ -131,13 +112,10 @@ def train(file: File, overrides: Overrides = None, resume: Resume = False, figur
 _LOSS_PARTS = ("", "_observation", "_action", "_reward", "_value")
 
 
-@app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="Checkpoint or model folder, or an MLflow run id.")],
+    model: Model,
     overrides: Overrides = None,
-    critic: Annotated[
-        Path | None, typer.Option(help="Folder of a critic, for the objective q; default: the experiment's.")
-    ] = None,
+    critic: Critic = None,
     figures: Figures = None,
 ) -> None:
     """Score the planner of a trained model; needs the environment, not the data set."""
@@ -146,7 +124,7 @@ def evaluate(
     from tt_ray.distributed.line import Line, check_objective
 
     started = time.perf_counter()
-    path = find_checkpoint(target, overrides or [])
+    path = find_checkpoint(model, overrides or [])
     scorer = None if critic is None else find_critic(critic)
     config, spec, seed = load_for_evaluation(path, overrides or [], scorer)
     line = Line(config, Bars())
@@ -195,3 +173,15 @@ def _show_end(line: Line, outcome: Outcome, started: float, figures: Path | None
 def _reuse(usage: Usage) -> str:
     """What was reused, and the time that saved."""
     return f"{', '.join(usage.reused)}; that saved {usage.saved:.0f} s"
+
+
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    *(sweep, results, cancel, run, train, evaluate, play, predict),
+    *(import_checkpoint, attention, submit, bench),
+)
+for _command in _COMMANDS:
+    app.command()(_command)
+data_app.command()(push)
+app.add_typer(data_app, name="data")
+app.add_typer(store_app, name="store")
+app.add_typer(cluster_app, name="cluster")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.arguments import Model, settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import connect, show_places
 from tt_ray.cli.view import Bars, console, plain_table
@@ -28,8 +29,8 @@ SECTIONS = ("dataset", "discretizer", "goal", "model", "training")
 
 
 def attention(
-    target: Annotated[str, typer.Argument(help="Checkpoint or model folder, or an MLflow run id.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    model: Model,
+    overrides: Annotated[list[str] | None, settings("resources.storage=runs")] = None,
     windows: Annotated[int, typer.Option(min=1, help="Held-out windows to average over, at most.")] = 256,
     figures: Figures = None,
 ) -> None:
@@ -44,7 +45,7 @@ def attention(
     from tt_ray.fingerprints import fingerprint
     from tt_ray.model.checkpoint import load_checkpoint
 
-    path = find_checkpoint(target, overrides or [])
+    path = find_checkpoint(model, overrides or [])
     config, _, seed = load_for_evaluation(path, overrides or [])
     checkpoint = load_checkpoint(path)
     if checkpoint.origin:
@@ -73,18 +74,18 @@ def attention(
     copy_figures(folder, figures)
 
 
-def find_checkpoint(target: str, overrides: list[str]) -> Path:
-    """The checkpoint folder that `target` means; that of an MLflow run is downloaded below the storage."""
+def find_checkpoint(model: str, overrides: list[str]) -> Path:
+    """The checkpoint folder that `model` means; that of an MLflow run is downloaded below the storage."""
     from tt_ray.distributed.checkpoints import find_folder
     from tt_ray.tracking import download_checkpoint
 
-    path = find_folder(target)
+    path = find_folder(model)
     if path is not None:
         return path
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     storage = Path(given.get("resources.storage", ResourcesConfig().storage))
     return download_checkpoint(
-        target, connect(given.get("tracking.uri"), must_exist=True), storage / "downloads"
+        model, connect(given.get("tracking.uri"), must_exist=True), storage / "downloads"
     )
 
 

@@ -25,6 +25,9 @@ File = Annotated[
     Path | None,
     typer.Argument(help=f"Cluster file; default: {VARIABLE}, or else {USUAL}.", show_default=False),
 ]
+Job = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job, as tt-ray submit and cluster status name it.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Cluster = Annotated[
     Path | None,
@@ -77,7 +80,7 @@ def status(file: File = None) -> None:
 
 
 @cluster_app.command()
-def follow(job: Annotated[str, typer.Argument(metavar="JOB")], cluster: Cluster = None) -> None:
+def follow(job: Job, cluster: Cluster = None) -> None:
     """Show what a job says until it ends; its exit status becomes this command's."""
     from tt_ray.cli.submit import follow_job
     from tt_ray.distributed.launch.jobs import job_server
@@ -87,7 +90,7 @@ def follow(job: Annotated[str, typer.Argument(metavar="JOB")], cluster: Cluster 
 
 
 @cluster_app.command()
-def stop(job: Annotated[str, typer.Argument(metavar="JOB")], cluster: Cluster = None) -> None:
+def stop(job: Job, cluster: Cluster = None) -> None:
     """End a job; what it has finished stays, and submitting it with --resume goes on."""
     from tt_ray.distributed.launch.jobs import job_server
     from tt_ray.distributed.launch.jobs import stop as end

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.progress import DownloadColumn, Progress
 
+from tt_ray.cli.arguments import DataSet, settings
 from tt_ray.cli.data_view import sets_table, show_findings, show_made
-from tt_ray.cli.figures import Figures, figures_folder, say_figures
+from tt_ray.cli.figures import figures_folder, say_figures
 from tt_ray.cli.importing import import_command
 from tt_ray.cli.reconstruct import bins
 from tt_ray.cli.view import Bars, console, plain_table
@@ -38,7 +39,13 @@ def list_command() -> None:
 
 
 @data_app.command()
-def show(dataset: Annotated[str, typer.Argument(metavar="ID")], figures: Figures = None) -> None:
+def show(
+    dataset: DataSet,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Draw how returns and lengths are spread, here."),
+    ] = None,
+) -> None:
     """Spaces, columns, returns and origin of a data set."""
     from tt_ray.data.log_report import stored_findings
     from tt_ray.data.minari_sets import describe
@@ -90,7 +97,7 @@ def _draw(dataset: str, folder: Path) -> None:
 
 
 @data_app.command()
-def download(dataset: Annotated[str, typer.Argument(metavar="ID")], overwrite: Overwrite = False) -> None:
+def download(dataset: DataSet, overwrite: Overwrite = False) -> None:
     """Download a data set: an id of Minari's hub, or a D4RL v2 name such as hopper-medium-replay-v2."""
     from tt_ray.data import d4rl
     from tt_ray.data.d4rl_names import parse_d4rl_name
@@ -111,8 +118,11 @@ def download(dataset: Annotated[str, typer.Argument(metavar="ID")], overwrite: O
 @data_app.command()
 def collect(
     environment: Annotated[str, typer.Argument(help="Environment id, module:EnvId, or an experiment file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
-    dataset: Annotated[str | None, typer.Option("--id", help="Id of the new data set.")] = None,
+    overrides: Annotated[list[str] | None, settings("steps=50000")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--id", help="Id of the new set; default: ars/NAME-v0 or waypoints/NAME-v0."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a data set on Ray actors: a random search's history, or walks in a maze (method=waypoints)."""

@@ -14,9 +14,9 @@ from tt_ray.files import whole_file
 
 Figures = Annotated[
     Path | None,
-    typer.Option("--figures", metavar="DIR", help="Also write the pictures and videos to this folder."),
+    typer.Option("--figures", metavar="DIR", help="Also write the pictures (and videos) to this folder."),
 ]
-KINDS = (".png", ".mp4")
+KINDS = (".png", ".svg", ".mp4")
 
 
 def figures_folder(folder: Path | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.arguments import Critic, Model, settings
 from tt_ray.cli.attention import find_checkpoint
 from tt_ray.cli.play_view import LivePlay
 from tt_ray.cli.view import Bars, console, duration, number
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def play(
-    target: Annotated[str, typer.Argument(help="Checkpoint or model folder, or an MLflow run id.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    model: Model,
+    overrides: Annotated[list[str] | None, settings("planner.horizon=5")] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="The episode's seed; evaluation.first_seed by default.")
     ] = None,
@@ -29,9 +30,7 @@ def play(
         Path | None, typer.Option(help="Folder of the video and the figure; runs/play/NAME by default.")
     ] = None,
     video: Annotated[bool, typer.Option("--video/--no-video", help="Whether to make a video.")] = True,
-    critic: Annotated[
-        Path | None, typer.Option(help="Folder of a critic, for the objective q; default: the experiment's.")
-    ] = None,
+    critic: Critic = None,
 ) -> None:
     """Watch one episode of a trained planner: the very one that `evaluate` plays for that seed.
 
@@ -43,7 +42,7 @@ def play(
     from tt_ray.search import safe_name
 
     torch.set_num_threads(1)  # as in an evaluation's actor, so that sums are added up in the same order
-    config, spec, worker = _prepare(find_checkpoint(target, overrides or []), overrides or [], critic)
+    config, spec, worker = _prepare(find_checkpoint(model, overrides or []), overrides or [], critic)
     seed = config.evaluation.first_seed if seed is None else seed
     folder = _made(out or Path(config.resources.storage) / "play" / safe_name(config.name))
     with console.status("loading the model"):

@@ -10,6 +10,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
+from tt_ray.cli.arguments import Resume, settings
 from tt_ray.cli.attention import find_checkpoint
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import session, show_places
@@ -29,17 +30,12 @@ def predict(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="FILE_OR_CHECKPOINT",
-            help="Experiment file (YAML), or the checkpoint, model folder or MLflow run of the full model.",
+            metavar="FILE_OR_MODEL",
+            help="Experiment file (YAML), or the model folder, checkpoint or MLflow run of the full model.",
         ),
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings to change, such as prediction.horizon=50.", metavar="KEY=VALUE"),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a training that was interrupted.")
-    ] = False,
+    overrides: Annotated[list[str] | None, settings("prediction.horizon=50")] = None,
+    resume: Resume = False,
     figures: Figures = None,
 ) -> None:
     """Long-horizon prediction without an environment: train what is missing, roll it out, compare."""

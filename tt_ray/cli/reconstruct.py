@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.arguments import settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.view import Bars, console, plain_table
 from tt_ray.config import DiscretizerConfig, ExperimentConfig
@@ -24,7 +25,7 @@ SECTIONS = ("dataset", "goal", "resources")
 
 def bins(
     dataset: Annotated[str, typer.Argument(metavar="ID_OR_FILE", help="Data set, or an experiment file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None,
+    overrides: Annotated[list[str] | None, settings("dataset.discount=0.9")] = None,
     counts: Annotated[str, typer.Option("--bins", help="Numbers of bins to try.")] = "10,30,100,300",
     out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/bins/ID by default.")] = None,
     figures: Figures = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.arguments import DataSet, Resume, settings
 from tt_ray.cli.cluster import Cluster, chosen
 from tt_ray.cli.view import console, errors
 from tt_ray.errors import UserError
@@ -19,12 +20,10 @@ if TYPE_CHECKING:
 
 def submit(
     file: Annotated[Path, typer.Argument(help="Experiment file (YAML), with a search section or without.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings to change, such as seeds=[0].", metavar="KEY=VALUE")
-    ] = None,
+    overrides: Annotated[list[str] | None, settings("seeds=[0]")] = None,
     cluster: Cluster = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the job.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False,
+    resume: Resume = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="The same study shrunk to seconds (sweeps).")
     ] = False,
@@ -62,7 +61,7 @@ def follow_job(client: JobSubmissionClient, job: str, cluster: Path | None) -> i
 
 
 def push(
-    dataset: Annotated[str, typer.Argument(metavar="ID")],
+    dataset: DataSet,
     cluster: Cluster = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another data set of that id there.")

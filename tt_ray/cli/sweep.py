@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tt_ray.cli.arguments import Resume, settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import session, show_places
 from tt_ray.cli.sweep_view import LiveBoard, forecast_table, sweep_table
@@ -28,11 +29,8 @@ DETACH_WAIT = 120.0  # seconds that `--detach` waits for it to begin
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="Experiment file with a search section (YAML).")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings to change, such as search.num_trials=20.", metavar="KEY=VALUE"),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep.")] = False,
+    overrides: Annotated[list[str] | None, settings("search.num_trials=20")] = None,
+    resume: Resume = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show the trials, and what of each is there already.")
     ] = False,

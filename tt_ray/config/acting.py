@@ -23,8 +23,11 @@ class PlannerConfig:
     """Discounted return from now on that the objective `return-conditioned` conditions on; None: what the
     best tenth of the futures that the model expects would reach."""
     horizon: int = 15
+    """Transitions that a plan looks ahead."""
     beam_width: int = 128
+    """Plans that are kept at each step of the search."""
     n_expand: int = 2
+    """Copies of each beam that draw an action (objectives that expand whole transitions)."""
     k_act: int | None = None
     """Sample each action token among the k most likely; None: all; 1: greedy."""
     cdf_act: float | None = 0.6
@@ -79,6 +82,7 @@ class EvaluationConfig:
     """Closed-loop episodes and how their scores are summarised."""
 
     episodes: int = 20
+    """Episodes for each training seed."""
     first_seed: int = 10_000
     """Episode i is reset with seed first_seed + i: the same starts for every planner compared."""
     max_steps: int | None = None
@@ -93,7 +97,9 @@ class EvaluationConfig:
     data, the policy that collected it at its end (where that is known), greedy decoding of the same model
     (behaviour cloning), IQL's own policy (needs `critic`), return-conditioned actions of the same model."""
     confidence: float = 0.95
+    """Of all intervals: 0.95 is 95 %."""
     bootstrap_samples: int = 10_000
+    """Resamples that an interval is made from."""
 
     def __post_init__(self) -> None:
         at_least(1, "evaluation", self, "episodes bootstrap_samples max_steps")
@@ -119,6 +125,7 @@ class PredictionConfig:
     floor: float = 1e-3
     """Probability that is spread evenly over all bins before a logarithm is taken."""
     seed: int = 0
+    """Of the rollouts and the choice of starts."""
 
     def __post_init__(self) -> None:
         at_least(1, "prediction", self, "rollouts horizon starts context")

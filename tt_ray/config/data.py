@@ -54,7 +54,9 @@ class DiscretizerConfig:
     """How real values become tokens."""
 
     strategy: Literal["uniform", "quantile"] = "quantile"
+    """uniform: bins of one width. quantile: bins of one count."""
     num_bins: int = 100
+    """Of each dimension: the size of a token's vocabulary."""
 
     def __post_init__(self) -> None:
         limits = f"must lie between 2 and {MAX_BINS} (tokens are 16-bit at most), not {self.num_bins}"
@@ -104,6 +106,7 @@ class CollectConfig:
     top_directions: int = 4
     """Directions that the update uses."""
     step_size: float = 0.02
+    """Of an update; it is divided by the standard deviation of the returns that it is made from."""
     noise: float = 0.03
     """Standard deviation of a direction's entries."""
     action_noise: float = 0.0
@@ -115,6 +118,7 @@ class CollectConfig:
     final_episodes: int = 20
     """Episodes that the final policy is scored on; they are no part of the data set."""
     seed: int = 0
+    """Of everything that is random: the same settings give the same data."""
 
     def __post_init__(self) -> None:
         counts = "steps directions top_directions final_episodes max_steps segment_cells"

@@ -22,6 +22,7 @@ class ResourcesConfig:
     workers: int | Literal["auto"] = "auto"
     """Training workers; auto: one for each GPU, or else min(2, CPUs)."""
     gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs of a training worker; auto: one where there are any, else none."""
     evaluation_actors: int | Literal["auto"] = "auto"
     """Actors that run episodes; auto: one for each CPU, four to a GPU, of later hosts too."""
     episodes_per_actor: int = 8
@@ -59,8 +60,10 @@ class ExperimentConfig:
     """Everything about one experiment; `sweeps/*.yaml` are such files."""
 
     name: str
+    """Of the study: its folder, its experiment in MLflow, its registered model."""
     dataset: DatasetConfig
     question: str = ""
+    """What the study asks, in a sentence: its description in MLflow."""
     discretizer: DiscretizerConfig = field(default_factory=DiscretizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

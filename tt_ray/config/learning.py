@@ -14,10 +14,13 @@ class ModelConfig:
 
     num_layers: int = 4
     num_heads: int = 4
+    """Heads of each layer's attention; they share its width."""
     embed_dim: int = 128
+    """Width of the vectors between the layers."""
     context_transitions: int = 10
     """Transitions in a training window."""
     dropout: float = 0.1
+    """Share of the activations (embeddings, attention, residuals) left out in training."""
 
     def __post_init__(self) -> None:
         at_least(1, "model", self, "num_layers num_heads embed_dim")
@@ -36,19 +39,27 @@ class TrainingConfig:
     """The optimisation; the defaults are the authors' code's, with one cosine over the whole run."""
 
     steps: int = 195_000
+    """Updates."""
     batch_size: int = 256
     """Windows in the global batch, shared by all workers."""
     learning_rate: float = 6e-4
+    """Highest one; it follows a cosine from there."""
     warmup_steps: int = 2_000
+    """Steps in which the learning rate rises from 0."""
     final_learning_rate_fraction: float = 0.1
+    """Of the highest learning rate, what is left at the end."""
     weight_decay: float = 0.1
+    """AdamW's, of the matrices of linear layers and the heads."""
     beta1: float = 0.9
     beta2: float = 0.95
+    """AdamW's decay rates of the means of gradients (`beta1`) and of their squares."""
     gradient_clip: float = 1.0
+    """Largest norm of a gradient."""
     observation_weight: float = 1.0
     action_weight: float = 5.0
     reward_weight: float = 1.0
     value_weight: float = 1.0
+    """Weights of the kinds of tokens in the loss."""
     bin_smoothing: float = 0.0
     """Spread a bin's gradients over its neighbours, so wide a share of the bins; 0: no.
     For little data: neighbouring bins then learn together."""
@@ -83,8 +94,11 @@ class CriticConfig:
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of each network."""
     steps: int = 1_000_000
+    """Updates of all networks."""
     batch_size: int = 256
+    """Transitions of one update."""
     learning_rate: float = 3e-4
+    """Adam's."""
     target_rate: float = 0.005
     """Share of the way that the target networks go towards the Q networks with each update."""
     inverse_temperature: float = 3.0
@@ -115,12 +129,17 @@ class EnsembleConfig:
     """The probabilistic feed-forward ensemble that predictions are compared with (PETS, Chua et al. 2018)."""
 
     members: int = 5
+    """Networks, each trained on a bootstrap of its own."""
     hidden: tuple[int, ...] = (200, 200, 200)
     """Widths of the hidden layers of each network."""
     steps: int = 50_000
+    """Updates of each network."""
     batch_size: int = 256
+    """Transitions of one update."""
     learning_rate: float = 1e-3
+    """AdamW's."""
     weight_decay: float = 1e-5
+    """AdamW's."""
     log_every: int = 500
     """Steps between two points of the training curves."""
     checkpoint_every: int = 5_000
