@@ -107,6 +107,25 @@ def test_every_message_stands_in_the_document(file: Path) -> None:
     )
 
 
+def promised() -> Iterator[tuple[int, str]]:
+    """Line numbers of the document, and what is fixed in its messages, in pieces of four words at least."""
+    lines = (ROOT / "docs" / "troubleshooting.md").read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        messages = re.findall(r"`([^`]+)`", re.split(r"(?<!\\)\|", line)[1]) if line.startswith("| `") else []
+        for message in messages:
+            pieces = (piece.strip(" ,.()") for piece in re.split(r"<[^>]*>|[:;] |\.\.\.", message))
+            yield from ((number, told(piece)) for piece in pieces if len(piece.split()) > 3)
+
+
+def test_every_message_of_the_document_is_in_the_code() -> None:
+    nodes = (node for file in SOURCES for node in ast.walk(ast.parse(file.read_text())))
+    constants = (node.value for node in nodes if isinstance(node, ast.Constant))
+    code = "\n".join(told(value) for value in constants if isinstance(value, str))
+    made = ("must be at least", "must be positive", "must lie in")  # by the rules of the sections
+    gone = [(number, text) for number, text in promised() if text not in code and not text.startswith(made)]
+    assert gone == []
+
+
 @pytest.mark.parametrize(
     "body",
     [
