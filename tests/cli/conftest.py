@@ -63,7 +63,14 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Console]:
     """Show what MLflow has on a console of that size."""
 
     def use(width: int, height: int = 50, terminal: bool = False) -> Console:
-        console = Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal)
+        console = Console(
+            file=io.StringIO(),
+            width=width,
+            height=height,
+            force_terminal=terminal,
+            markup=False,
+            highlight=False,
+        )
         for module in (view, trials, follow):
             monkeypatch.setattr(module, "console", console)
         return console

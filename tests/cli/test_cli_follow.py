@@ -149,7 +149,7 @@ def test_following_on_a_terminal(
     draw = follow.Screen._draw
 
     def drawn(self: follow.Screen, remark: str) -> None:
-        plain = Console(file=io.StringIO(), width=100)
+        plain = Console(file=io.StringIO(), width=100, markup=False)
         plain.print(self._shown)
         frames.append(text_of(plain) + remark)
         draw(self, remark)

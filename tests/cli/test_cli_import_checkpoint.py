@@ -147,6 +147,11 @@ def test_what_is_there_stays(here: Path, command: Command, refused: Refused) -> 
     assert command("import-checkpoint", "run").code == 0
     refused("import-checkpoint", "run", parts=("runs/imported/run: exists already", "--overwrite"))
     assert command("import-checkpoint", "run", "--overwrite").code == 0
+    for folder in (".", "run", "runs"):
+        options = ("--output", folder, "--overwrite")
+        refused("import-checkpoint", "run", *options, parts=("is no checkpoint folder",))
+    assert command("import-checkpoint", "runs/imported/run", "--output", "run").code == 2
+    assert (here / "run" / "state_40.pt").is_file()
 
 
 def test_folders_that_are_no_runs(here: Path, refused: Refused) -> None:

@@ -282,7 +282,7 @@ def test_a_damaged_manifest_is_named(runs: StageStore, refused: Refused) -> None
 
 
 def test_colours_do_not_touch_what_is_said(runs: StageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, markup=False)
     monkeypatch.setattr(store_command, "console", console)
     store_command.list_command(runs.root, None, False, False)
     assert "[bold]" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ RUN_ID = "0123456789abcdef0123456789abcdef"
 
 def shown(table: Table, width: int) -> str:
     """The table on a terminal of `width` columns."""
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=io.StringIO(), width=width, markup=False)
     console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= width
@@ -113,3 +113,16 @@ def test_progress_in_a_log_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         for step in range(1, 1001):
             update(step, "loss 1.0")
     assert len(capsys.readouterr().out.splitlines()) == 11
+
+
+def test_brackets_in_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert view.console._markup is view.errors._markup is False
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, markup=False, highlight=False)
+    monkeypatch.setattr(view, "console", console)
+    console.print(view.plain_table(["[/a]"], [["[/b]"]], "[/c]"))
+    view.Bars().note("[/d]")
+    with view.Bars().stage("[/e]", 2) as update, view.waiting("[/f]"):
+        update(1, "[/g]")
+    view.show_line("folder", "runs/[/h]")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [name for name in "abcdegh" if f"[/{name}]" not in text] == []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from tt_ray.cli.arguments import Critic, Model, Resume, settings
-from tt_ray.cli.attention import attention, find_checkpoint
+from tt_ray.cli.attention import attention
 from tt_ray.cli.bench import bench
 from tt_ray.cli.cluster import cluster_app
 from tt_ray.cli.data import data_app
@@ -22,7 +22,7 @@ from tt_ray.cli.import_checkpoint import import_checkpoint
 from tt_ray.cli.play import play
 from tt_ray.cli.predict import predict
 from tt_ray.cli.results import results
-from tt_ray.cli.session import session, show_places
+from tt_ray.cli.session import find_checkpoint, session, show_places
 from tt_ray.cli.store import store_app
 from tt_ray.cli.submit import push, submit
 from tt_ray.cli.sweep import cancel, sweep
@@ -64,7 +64,7 @@ def main() -> None:
     if code == INTERRUPTED:
         resumes = sys.argv[1:2] in (["run"], ["train"], ["sweep"], ["predict"])
         again = "the same command with --resume" if resumes else "the same command"
-        errors.print(f"tt-ray: interrupted; {again} goes on from here", soft_wrap=True, highlight=False)
+        errors.print(f"tt-ray: interrupted; {again} goes on from here", soft_wrap=True)
     sys.exit(code)
 
 
@@ -72,7 +72,7 @@ def _refuse(message: str) -> NoReturn:
     """Say what is wrong, in one line; exit code 2. Nothing to say: help has been shown in its place."""
     if message:
         line = f"tt-ray: error: {' '.join(message.split())}"
-        errors.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
+        errors.print(line, style="bold red", soft_wrap=True)
     sys.exit(2)
 
 

@@ -12,9 +12,9 @@ import typer
 
 from tt_ray.cli.arguments import Model, settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
-from tt_ray.cli.session import connect, show_places
-from tt_ray.cli.view import Bars, console, plain_table
-from tt_ray.config import ExperimentConfig, ResourcesConfig, to_dict
+from tt_ray.cli.session import connect, find_checkpoint, show_places
+from tt_ray.cli.view import Bars, console, plain_table, waiting
+from tt_ray.config import ExperimentConfig, to_dict
 from tt_ray.errors import UserError
 from tt_ray.files import whole_file
 
@@ -58,7 +58,7 @@ def attention(
     storage = writable(Path(config.resources.storage)).resolve()
     tokens = full_windows(_held_out(config, checkpoint, path, seed), windows)
     folder = storage / "attention" / fingerprint("attention", checkpoint_identity(path), windows)
-    with console.status(f"attention on {len(tokens)} windows, and that of models with random weights"):
+    with waiting(f"attention on {len(tokens)} windows, and that of models with random weights"):
         study = study_attention(checkpoint.model, tokens)
     with _run(config, seed, path, folder, uri) as run:
         maps_figure(study, folder / "maps.png")
@@ -74,28 +74,13 @@ def attention(
     copy_figures(folder, figures)
 
 
-def find_checkpoint(model: str, overrides: list[str]) -> Path:
-    """The checkpoint folder that `model` means; that of an MLflow run is downloaded below the storage."""
-    from tt_ray.distributed.checkpoints import find_folder
-    from tt_ray.tracking import download_checkpoint
-
-    path = find_folder(model)
-    if path is not None:
-        return path
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    storage = Path(given.get("resources.storage", ResourcesConfig().storage))
-    return download_checkpoint(
-        model, connect(given.get("tracking.uri"), must_exist=True), storage / "downloads"
-    )
-
-
 def _held_out(config: ExperimentConfig, checkpoint: Checkpoint, path: Path, seed: int) -> WindowSet:
     """Windows of the episodes that the checkpoint was not trained on; `UserError` where they are not here."""
     from tt_ray.data.token_store import TokenSet
     from tt_ray.distributed.line import Line
     from tt_ray.training.job import make_job
 
-    with console.status(f"reading {config.dataset.id}"):
+    with waiting(f"reading {config.dataset.id}"):
         episodes = Line(config, Bars()).episodes
         if episodes.spec.fingerprint != checkpoint.spec.fingerprint:
             raise UserError(
@@ -151,4 +136,4 @@ def _show(study: AttentionStudy) -> None:
         score, line = float(study.scores[name].values.max()), study.line(name)
         verdict = "above" if score > line else "NOT above"
         text = f"{name}: {score:.3f} is {verdict} the controls' largest, {line:.3f}"
-        console.print(f"{text} (random weights, all heads)", highlight=False, soft_wrap=True)
+        console.print(f"{text} (random weights, all heads)", soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tt_ray.cli.view import Bars, console, plain_table
+from tt_ray.cli.view import Bars, console, plain_table, waiting
 from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def bench(
         _check_writable(json)
     place = _device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
-    with console.status("measuring matrix products"):
+    with waiting("measuring matrix products"):
         limit = measure_limit(CASES["hopper"].model, place)
     _show_limit(limit, place)
     rows = _measure(cases, "train" in parts, limit, place, seconds, decoder)
@@ -112,7 +112,6 @@ def _show_limit(limit: Limit, device: Any) -> None:
     console.print(
         f"limit: {limit.gflops:.1f} GFLOP/s by {limit.library} on {where} (large square product "
         f"{limit.square:.1f}, the model's own shapes {limit.shapes:.1f}){others}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -199,7 +198,7 @@ def _pool() -> dict[str, Any]:
     """The evaluation pool at scale, on Ray."""
     from tt_ray.distributed.pool_bench import measure_pool
 
-    with console.status("64 evaluation actors, 10,000 episodes of a stub planner"):
+    with waiting("64 evaluation actors, 10,000 episodes of a stub planner"):
         report = measure_pool()
     return _show_report(asdict(report), "evaluation pool", "Pool at scale")
 
@@ -208,7 +207,7 @@ def _sweep() -> dict[str, Any]:
     """A sweep of many trials, on Ray."""
     from tt_ray.distributed.sweep_bench import measure_sweep
 
-    with console.status("200 trials with next to nothing to compute"):
+    with waiting("200 trials with next to nothing to compute"):
         report = measure_sweep()
     return _show_report(asdict(report), "sweep", "Cost of a trial")
 
@@ -235,7 +234,7 @@ def _write(path: Path, rows: Sequence[SpeedRow]) -> None:
     from tt_ray.bench.report import write_json
 
     write_json(path, rows)
-    console.print(f"rows: {path}", highlight=False)
+    console.print(f"rows: {path}")
 
 
 def _log(
@@ -266,4 +265,4 @@ def _log(
         run.log(metrics, 0)
         write_json(folder / "rows.json", rows)
         run.artifact(folder / "rows.json")
-    console.print("logged to the MLflow experiment tt-ray bench", highlight=False)
+    console.print("logged to the MLflow experiment tt-ray bench")

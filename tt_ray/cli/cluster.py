@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tt_ray.cli.view import confirmed, console, duration, plain_table
+from tt_ray.cli.view import confirmed, console, duration, plain_table, waiting
 from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def status(file: File = None) -> None:
     if cluster is None:
         _show(_own_report(), None)
         return
-    with console.status(f"asking {cluster.name}"):
+    with waiting(f"asking {cluster.name}"):
         report = Report.parse(cluster.head_host().module("report"))
     _show(report, cluster)
 
@@ -107,7 +107,7 @@ def firewall(file: File = None) -> None:
     cluster = _named(file)
     if cluster.head is None:
         raise UserError(f"{cluster.path}: a cloud's security group does this")
-    console.out(rules([cluster.head, *cluster.workers]), end="", highlight=False)
+    console.out(rules([cluster.head, *cluster.workers]), end="")
 
 
 def chosen(file: Path | None) -> ClusterFile | None:
@@ -173,4 +173,4 @@ def tunnel_command(cluster: ClusterFile, mlflow: str) -> str:
 
 
 def _say(message: str) -> None:
-    console.print(message, soft_wrap=True, highlight=False, markup=False)
+    console.print(message, soft_wrap=True)

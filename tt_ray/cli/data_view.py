@@ -62,7 +62,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
     """A line for each."""
     for finding in findings:
         line = f"{finding.level}: {finding.text}"
-        console.print(line, style=STYLES[finding.level], highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style=STYLES[finding.level], soft_wrap=True)
 
 
 def _facts(found: Found) -> list[tuple[str, str]]:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tt_ray.cli.view import console
-from tt_ray.errors import UserError
+from tt_ray.cli.view import made_folder, show_line
 from tt_ray.files import whole_file
 
 Figures = Annotated[
@@ -21,12 +20,8 @@ KINDS = (".png", ".svg", ".mp4")
 
 def figures_folder(folder: Path | None) -> None:
     """Make the folder of `--figures`; `UserError` where that cannot be, before anything is computed."""
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--figures {folder}: cannot be made: {error.strerror}") from error
+    if folder is not None:
+        made_folder(folder, "--figures")
 
 
 def copy_figures(source: Path, folder: Path | None) -> None:
@@ -43,5 +38,4 @@ def copy_figures(source: Path, folder: Path | None) -> None:
 
 def say_figures(folder: Path, names: list[str]) -> None:
     """Say what has been written to the folder of `--figures`."""
-    text = f"{folder}: {', '.join(names) or 'nothing to draw'}"
-    console.print(f"{'figures:':<20}{text}", soft_wrap=True, highlight=False, markup=False)
+    show_line("figures", f"{folder}: {', '.join(names) or 'nothing to draw'}")

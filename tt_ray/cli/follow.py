@@ -170,7 +170,7 @@ class Log:
         self._away = True
 
     def _say(self, message: str) -> None:
-        console.print(f"{_clock()} {message}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{_clock()} {message}", soft_wrap=True)
 
 
 def _clock() -> str:

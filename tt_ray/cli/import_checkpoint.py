@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tt_ray.cli.view import console, errors
+from tt_ray.cli.view import console, errors, waiting
 from tt_ray.config import ResourcesConfig
 from tt_ray.errors import UserError
 
@@ -34,12 +34,15 @@ def import_checkpoint(
 ) -> None:
     """Turn a published Trajectory Transformer into a checkpoint folder; nothing in its files is executed."""
     from tt_ray.distributed.importing import import_published
+    from tt_ray.model.folders import CHECKSUMS
 
     target = output or Path(ResourcesConfig().storage) / "imported" / folder.resolve().name
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists already; choose another --output, or replace it with --overwrite")
-    with console.status(f"reading {folder}"):
-        imported = import_published(folder, target, data=data, environment=environment, epoch=epoch)
+    if target.exists() and not (target / CHECKSUMS).is_file():
+        raise UserError(f"{target}: is no checkpoint folder, so it is not replaced; choose another --output")
+    with waiting(f"reading {folder}"):
+        imported = import_published(folder, target.resolve(), data=data, environment=environment, epoch=epoch)
     _show(imported, target)
 
 
@@ -70,11 +73,9 @@ def _show(imported: Imported, target: Path) -> None:
         )
     lines += [("checkpoint", str(target)), ("score it", f"tt-ray evaluate {target}")]
     for title, text in lines:
-        console.print(f"{title + ':':<14}{text}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{title + ':':<14}{text}", soft_wrap=True)
     if not imported.fits:
         errors.print(
             f"tt-ray: warning: the model knows nothing of {spec.dataset_id}: was it trained on that?",
             soft_wrap=True,
-            highlight=False,
-            markup=False,
         )

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tt_ray.cli.arguments import Critic, Model, settings
-from tt_ray.cli.attention import find_checkpoint
 from tt_ray.cli.play_view import LivePlay
-from tt_ray.cli.view import Bars, console, duration, number
-from tt_ray.errors import UserError
+from tt_ray.cli.session import find_checkpoint
+from tt_ray.cli.view import Bars, console, duration, made_folder, number, show_line, waiting
 
 if TYPE_CHECKING:
     from tt_ray.config import ExperimentConfig
@@ -44,8 +43,8 @@ def play(
     torch.set_num_threads(1)  # as in an evaluation's actor, so that sums are added up in the same order
     config, spec, worker = _prepare(find_checkpoint(model, overrides or []), overrides or [], critic)
     seed = config.evaluation.first_seed if seed is None else seed
-    folder = _made(out or Path(config.resources.storage) / "play" / safe_name(config.name))
-    with console.status("loading the model"):
+    folder = made_folder(out or Path(config.resources.storage) / "play" / safe_name(config.name), "--out")
+    with waiting("loading the model"):
         policy, make = worker()
         env = make()
     title = f"{config.name} in {spec.environment.get('id')}, episode {seed}"
@@ -75,14 +74,6 @@ def _prepare(
     return config, line.played, Worker(planner, line.played, config.evaluation.max_steps)
 
 
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from error
-    return folder
-
-
 def _limit(env: object) -> int | None:
     """Steps after which the environment ends an episode, where it says so."""
     limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
@@ -99,7 +90,7 @@ def _say(recording: Recording, spec: DataSpec) -> None:
     how = "broken off" if result is None else "terminated" if result.terminated else "out of time"
     took = duration(float(recording.latency.sum()))
     text = f"return {recording.episode_return:.2f}{scored}, {steps} steps, {how}; deciding took {took}"
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _draw(recording: Recording, spec: DataSpec, config: ExperimentConfig, stem: Path, video: bool) -> None:
@@ -109,7 +100,7 @@ def _draw(recording: Recording, spec: DataSpec, config: ExperimentConfig, stem: 
 
     title = f"{config.name}, episode {recording.seed}: return {recording.episode_return:.1f}"
     places, problem = [("figure", stem.with_suffix(".png"))], ""
-    with console.status("drawing"):
+    with waiting("drawing"):
         plan_figure(recording, places[0][1], title)
         if video:
             try:
@@ -118,6 +109,6 @@ def _draw(recording: Recording, spec: DataSpec, config: ExperimentConfig, stem: 
             except NoVideoError as error:
                 problem = str(error)
     if problem:
-        console.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(problem, style="yellow", soft_wrap=True)
     for name, place in places:
-        console.print(f"{name + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
+        show_line(name, place)

@@ -43,7 +43,7 @@ class LivePlay:
         if console.is_terminal:
             self._live.start()
         else:
-            console.print(self._title, highlight=False, markup=False)
+            console.print(self._title)
         return self
 
     def __exit__(
@@ -58,7 +58,7 @@ class LivePlay:
         steps = len(recorder.rewards)
         if not console.is_terminal and (steps == 1 or steps % LINES_EVERY == 0):
             line = ", ".join(f"{name} {text}" for name, text in self._facts(recorder))
-            console.print(line, highlight=False, markup=False)
+            console.print(line)
 
     def _facts(self, recorder: Recorder) -> list[tuple[str, str]]:
         steps, rewards = len(recorder.rewards), recorder.rewards
@@ -70,15 +70,15 @@ class LivePlay:
         return [*facts, ("decision", f"{milliseconds:.0f} ms")]
 
     def _panel(self) -> Panel:
-        recorder = self._recorder
+        recorder, title = self._recorder, Text(self._title)
         if recorder is None:
-            return Panel("…", title=self._title, title_align="left")
+            return Panel("…", title=title, title_align="left")
         facts = Table.grid(padding=(0, 3))
         columns = self._facts(recorder)
         facts.add_row(*(Text(name, style="dim") for name, _ in columns))
         facts.add_row(*(Text(text, style="bold") for _, text in columns))
         note = Text("past in grey, the present plan in colour; Ctrl-C ends the episode", style="dim")
-        return Panel(Group(facts, Text(), _lines(recorder), note), title=self._title, title_align="left")
+        return Panel(Group(facts, Text(), _lines(recorder), note), title=title, title_align="left")
 
 
 def _lines(recorder: Recorder) -> Table:

@@ -11,9 +11,8 @@ import typer
 from rich.table import Table
 
 from tt_ray.cli.arguments import Resume, settings
-from tt_ray.cli.attention import find_checkpoint
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
-from tt_ray.cli.session import session, show_places
+from tt_ray.cli.session import find_checkpoint, session, show_places
 from tt_ray.cli.view import Bars, console, empty_table, interval, times_table
 from tt_ray.experiment_file import apply_overrides, load_experiment
 

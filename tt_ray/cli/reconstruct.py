@@ -9,7 +9,7 @@ import typer
 
 from tt_ray.cli.arguments import settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
-from tt_ray.cli.view import Bars, console, plain_table
+from tt_ray.cli.view import Bars, console, made_folder, plain_table, waiting
 from tt_ray.config import DiscretizerConfig, ExperimentConfig
 from tt_ray.errors import UserError
 from tt_ray.experiment_file import apply_overrides, experiment_from_dict
@@ -39,9 +39,9 @@ def bins(
     config = _config(dataset, overrides or [])
     choices = _choices(counts)
     folder = out or Path(config.resources.storage) / "bins" / safe_name(config.dataset.id)
-    with console.status(f"reading {config.dataset.id}"):
+    with waiting(f"reading {config.dataset.id}"):
         episodes = Line(config, Bars()).episodes
-    _make(folder)
+    made_folder(folder, "--out")
     figures_folder(figures)
     with Bars().stage("fitting bins", len(choices)) as update:
         table = reconstruction_table(episodes, config.dataset, choices, lambda done: update(done, ""))
@@ -51,7 +51,7 @@ def bins(
     _show(table)
     for title, name in (("table", "bins.parquet"), ("figure", "bins.png")):
         line = f"{title + ':':<20}{folder / name}"
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)
     copy_figures(folder, figures)
 
 
@@ -78,13 +78,6 @@ def _choices(counts: str) -> list[DiscretizerConfig]:
         for strategy in STRATEGIES
         for number in numbers
     ]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from error
 
 
 def _show(table: pd.DataFrame) -> None:

@@ -38,7 +38,7 @@ def results(
             frame = followed(frame, lambda: results_table(name, uri), every)
         except KeyboardInterrupt:
             line = f"tt-ray: what runs goes on; `tt-ray results {shlex.quote(name)} --follow` shows it again"
-            errors.print(line, soft_wrap=True, highlight=False, markup=False)
+            errors.print(line, soft_wrap=True)
             raise SystemExit(INTERRUPTED) from None
         _write_csv(frame, csv)
     console.print(results_view(frame, name))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tt_ray.cli.view import console
-from tt_ray.config import ExperimentConfig
+from tt_ray.cli.view import console, show_line, waiting
+from tt_ray.config import ExperimentConfig, ResourcesConfig
 from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def session(config: ExperimentConfig, leftovers: Path | None) -> Iterator[tuple[
     writable(Path(config.resources.storage))
     if leftovers is not None and (sent := send_leftovers(leftovers, uri)):
         console.print(f"sent what {sent} earlier runs had not been able to send to MLflow")
-    status = console.status("starting Ray")
+    status = waiting("starting Ray")
     status.start()
     try:
         with cluster.connect(config.resources) as allocation:
@@ -51,10 +52,25 @@ def connect(uri: str | None, must_exist: bool = False) -> str:
     return tracking.connect(uri, must_exist=must_exist)
 
 
-def show_places(places: list[tuple[str, str]], config: ExperimentConfig | None = None) -> None:
-    """Where to look next, one line each; the last leads to what the configuration has logged, if any."""
+def find_checkpoint(model: str, overrides: list[str]) -> Path:
+    """The checkpoint folder that `model` means; that of an MLflow run is downloaded below the storage."""
+    from tt_ray.distributed.checkpoints import find_folder
+    from tt_ray.tracking import download_checkpoint
+
+    path = find_folder(model)
+    if path is not None:
+        return path
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    storage = Path(given.get("resources.storage", ResourcesConfig().storage))
+    return download_checkpoint(
+        model, connect(given.get("tracking.uri"), must_exist=True), storage / "downloads"
+    )
+
+
+def show_places(places: list[tuple[str, str]], config: ExperimentConfig) -> None:
+    """Where to look next, one line each; the last leads to what the configuration has logged."""
     for title, place in [*places, *_mlflow_ui(config)]:
-        console.print(f"{title + ':':<20}{place}", soft_wrap=True, highlight=False, markup=False)
+        show_line(title, place)
 
 
 def _name(config: ExperimentConfig) -> str:
@@ -62,12 +78,12 @@ def _name(config: ExperimentConfig) -> str:
     return config.tracking.experiment or config.name
 
 
-def _mlflow_ui(config: ExperimentConfig | None) -> list[tuple[str, str]]:
+def _mlflow_ui(config: ExperimentConfig) -> list[tuple[str, str]]:
     """How to open the MLflow UI on the store that was used."""
     from tt_ray.tracking import experiment_page
 
-    uri = connect(None)
-    page = "" if config is None else experiment_page(uri, _name(config))
+    uri = os.environ["MLFLOW_TRACKING_URI"]  # as `connect` has left it; the server may be away by now
+    page = experiment_page(uri, _name(config))
     if uri.startswith(("http://", "https://")):
         return [("MLflow UI", f"{uri.rstrip('/')}/{page}")]
     command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"

@@ -92,7 +92,7 @@ def list_command(
     if left := len(found) - len(shown):
         held = sum(entry.holder is not None for entry in found if not entry.stage.complete)
         also = f", {held} of them being computed" if held else ""
-        console.print(f"\n{left} more not complete{also}: --partial lists them", highlight=False)
+        console.print(f"\n{left} more not complete{also}: --partial lists them")
 
 
 @store_app.command()
@@ -133,10 +133,10 @@ def _show_removed(removed: Sequence[Stage], before: Sequence[Entry], going: Sequ
     """What went, and what did not although it had been announced."""
     known = {entry.name: entry for entry in before}
     gone = [known[name] for name in (f"{stage.kind}/{stage.key}" for stage in removed) if name in known]
-    console.print(f"\nremoved {_counted(gone)} freed", highlight=False, soft_wrap=True)
+    console.print(f"\nremoved {_counted(gone)} freed", soft_wrap=True)
     for entry in going:
         if entry not in gone:
-            console.print(f"kept {entry.name}: it has come into use", highlight=False, soft_wrap=True)
+            console.print(f"kept {entry.name}: it has come into use", soft_wrap=True)
 
 
 def _open(storage: Path) -> StageStore:
@@ -216,7 +216,7 @@ def _stages_table(entries: Sequence[Entry], title: str) -> Table:
         stage = entry.stage
         if stage.kind != kind:
             table.add_section()
-            table.add_row(f"[bold]{stage.kind}[/bold]")
+            table.add_row(Text(stage.kind, style="bold"))
         kind = stage.kind
         table.add_row(
             Text.assemble(stage.key, ("\n".join(["", *_remarks(entry)]), "dim")),

@@ -55,7 +55,7 @@ def follow_job(client: JobSubmissionClient, job: str, cluster: Path | None) -> i
     try:
         return jobs.follow(client, job, write)
     except KeyboardInterrupt:
-        errors.print(f"job {job} goes on", soft_wrap=True, highlight=False)
+        errors.print(f"job {job} goes on", soft_wrap=True)
         _say(_later(job, cluster))
         return 0
 
@@ -88,4 +88,4 @@ def _later(job: str, cluster: Path | None) -> str:
 
 
 def _say(message: str) -> None:
-    console.print(message, soft_wrap=True, highlight=False, markup=False)
+    console.print(message, soft_wrap=True)

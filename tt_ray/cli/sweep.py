@@ -14,7 +14,7 @@ from tt_ray.cli.arguments import Resume, settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import session, show_places
 from tt_ray.cli.sweep_view import LiveBoard, forecast_table, sweep_table
-from tt_ray.cli.view import Bars, console, duration
+from tt_ray.cli.view import Bars, console, duration, waiting
 from tt_ray.config import ResourcesConfig
 from tt_ray.errors import UserError
 from tt_ray.sweep_file import Sweep, load_sweep
@@ -76,11 +76,11 @@ def _show(outcome: SweepOutcome, sweep: Sweep, seconds: float) -> None:
         sweep_table(outcome.frame, outcome.baselines, sweep.search, sweep.base.evaluation.confidence)
     )
     for line in outcome.data:
-        console.print(f"data set {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"data set {line}", soft_wrap=True)
     for problem in outcome.problems:
-        console.print(problem, style="yellow", highlight=False, markup=False)
+        console.print(problem, style="yellow")
     if outcome.cancelled:
-        console.print("cancelled; the same command with --resume goes on from here", highlight=False)
+        console.print("cancelled; the same command with --resume goes on from here")
     console.print()
     saved = float(outcome.frame["saved"].sum())
     places = [("took", f"{duration(seconds)}; reused stages saved {duration(saved)} of computing")]
@@ -106,7 +106,7 @@ def cancel(
         raise UserError(f"no sweep {name!r} in {storage}: {', '.join(known) or 'it holds none'}")
     if not is_held(folder):
         raise UserError(f"sweep {name!r} is not running here; there is nothing to cancel")
-    with console.status(f"waiting for sweep {name!r} to end"):
+    with waiting(f"waiting for sweep {name!r} to end"):
         deadline = time.monotonic() + CANCEL_WAIT
         while is_held(folder):
             (folder / CANCEL).touch()  # again and again: a sweep that has just begun tidies it away
@@ -114,7 +114,7 @@ def cancel(
                 raise UserError(f"sweep {name!r} was asked to end, and has not after {CANCEL_WAIT:.0f} s")
             time.sleep(0.5)
     (folder / CANCEL).unlink(missing_ok=True)
-    console.print(f"sweep {name!r} has ended; `tt-ray sweep FILE --resume` goes on with it", highlight=False)
+    console.print(f"sweep {name!r} has ended; `tt-ray sweep FILE --resume` goes on with it")
 
 
 def _detach(study: Study) -> None:
@@ -132,7 +132,7 @@ def _detach(study: Study) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    with console.status(f"starting sweep {name!r}"):
+    with waiting(f"starting sweep {name!r}"):
         while process.poll() is None and not _in_mlflow(folder, began) and time.time() < began + DETACH_WAIT:
             time.sleep(0.2)
     if process.returncode:
@@ -140,7 +140,7 @@ def _detach(study: Study) -> None:
         raise UserError(f"sweep {name!r} has not started: {''.join(last).removeprefix('tt-ray: error: ')}")
     console.print(f"sweep {name!r} runs as process {process.pid}; what it says goes to {log}", soft_wrap=True)
     follow, end = study.commands
-    console.print(f"{follow}   shows it\n{end}   ends it", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{follow}   shows it\n{end}   ends it", soft_wrap=True)
 
 
 def _in_mlflow(folder: Path, began: float) -> bool:

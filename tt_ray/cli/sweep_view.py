@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from tt_ray.cli.view import console, duration, empty_table, interval, number, plain_table
@@ -51,10 +50,10 @@ def sweep_table(
         name = cell["trial"]
         if "reused" not in titles and cell["reused"]:
             name = f"{name}\n  reused: {cell['reused']}"
-        table.add_row(*map(escape, [name, *(cell[title] for title in titles)]), style=style)
+        table.add_row(name, *(cell[title] for title in titles), style=style)
     table.add_section()
     for cell in (_cells(row, search, confidence) for _, row in baselines.iterrows()):
-        table.add_row(*map(escape, [cell["trial"], *(cell[title] for title in titles)]))
+        table.add_row(cell["trial"], *(cell[title] for title in titles))
     parts: list[RenderableType] = [table]
     if len(ranked) > len(rows):
         parts.append(Text(f"{len(ranked) - len(rows)} more trials are in results.md", style="dim"))
@@ -134,7 +133,7 @@ class LiveBoard:
             self._live.start()
         else:
             self._told = {key: row["status"] for key, row in self._board.rows.items()}
-            console.print(self._headline(), highlight=False)
+            console.print(self._headline())
             self._board.on_change = self._tell
         return self
 
@@ -158,9 +157,7 @@ class LiveBoard:
             if status != self._told.get(key) and status in ("finished", "stopped", "failed"):
                 value = row.get(self._search.metric.name, np.nan)
                 what = row["cause"] or f"{self._search.metric.name} {number(value)}"
-                console.print(
-                    f"{row['trial']}: {status}, {what} ({self._headline()})", highlight=False, markup=False
-                )
+                console.print(f"{row['trial']}: {status}, {what} ({self._headline()})")
             self._told[key] = status
 
     def _render(self) -> RenderableType:

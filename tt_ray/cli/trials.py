@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -82,14 +81,12 @@ def sweep_view(family: pd.DataFrame, rows: int | None = None) -> Group:
 def _trials_table(trials: pd.DataFrame, title: str) -> Table:
     """An entry for each trial and seed; on a narrow terminal, what it reused stands below its name."""
     narrow = console.width < NARROW
-    table = empty_table(escape(title))
+    table = empty_table(title)
     table.add_column("trial", overflow="fold", min_width=20)
     for column in ("status",) if narrow else ("seed", "status"):
         table.add_column(column, overflow="fold")
     scores = (
-        ("score\n\\[interval]", "return", "val\nloss")
-        if narrow
-        else ("score \\[interval]", "return", "val loss")
+        ("score\n[interval]", "return", "val\nloss") if narrow else ("score [interval]", "return", "val loss")
     )
     for column in (*scores, "time"):
         table.add_column(column, justify="right", overflow="fold")
@@ -109,7 +106,7 @@ def _trials_table(trials: pd.DataFrame, title: str) -> Table:
             ]
         else:
             cells = [name, seed, status_word(trial["status"]), score, *numbers, reused]
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 

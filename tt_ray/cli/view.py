@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +20,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.table import Table
+from rich.text import Text
+
+from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +35,30 @@ if TYPE_CHECKING:
 LOG_WIDTH = 120  # characters of a line where there is no terminal to ask
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it, and typer too
 
-console = Console()
-errors = Console(stderr=True)
+# Names, ids and paths may hold brackets, which are no markup.
+console = Console(markup=False, highlight=False)
+errors = Console(markup=False, highlight=False, stderr=True)
 if not console.is_terminal and "COLUMNS" not in os.environ:
     console.width = LOG_WIDTH
+
+
+def waiting(what: str) -> Status:
+    """A line that says so for the duration of a block."""
+    return console.status(Text(what))
+
+
+def show_line(title: str, text: object) -> None:
+    """A line at a command's end: what it is, and where."""
+    console.print(f"{title + ':':<20}{text}", soft_wrap=True)
+
+
+def made_folder(folder: Path, option: str) -> Path:
+    """The folder that an option names, made where it is not there; `UserError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder}: cannot be made: {error.strerror}") from error
+    return folder
 
 
 class Bars:
@@ -47,12 +71,12 @@ class Bars:
             yield Lines(title, total).update
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}", style="dim"),
+            TextColumn("{task.fields[message]}", style="dim", markup=False),
         )
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(title, total=total, message="")
@@ -65,7 +89,7 @@ class Bars:
 
     def note(self, message: str) -> None:
         """Print a line."""
-        console.print(message, highlight=False, markup=False)
+        console.print(message)
 
 
 class Lines:
@@ -79,7 +103,7 @@ class Lines:
         tenth = 10 * min(done, self.total) // self.total
         if tenth > self.tenth or time.monotonic() - self.printed > 30:
             self.tenth, self.printed = tenth, time.monotonic()
-            console.print(f"{self.title}: {min(done, self.total)}/{self.total} {message}", highlight=False)
+            console.print(f"{self.title}: {min(done, self.total)}/{self.total} {message}")
 
 
 def result_table(rows: Sequence[Row], confidence: float) -> Table:
@@ -125,7 +149,7 @@ def runs_table(frame: pd.DataFrame, title: str) -> Table:
         status = "" if run["status"] == "FINISHED" else f" ({run['status'].lower()})"
         name = f"{'  ' if run['parent'] else ''}{run['run']}{status}"
         params = [_text(run[column]) for column in further]
-        table.add_row(*map(escape, [str(run_id), name, score, *numbers, *params]))
+        table.add_row(str(run_id), name, score, *numbers, *params)
     return table
 
 
@@ -190,7 +214,7 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
         numbers = all(isinstance(row[i], int | float) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(_text(cell)) for cell in row))
+        table.add_row(*map(_text, row))
     return table
 
 

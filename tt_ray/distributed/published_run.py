@@ -94,9 +94,8 @@ def _port_run(folder: Path, epoch: int | None) -> Run:
         sections["trainer"] = dict(settings.get("trainer") or {})
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{config}: no settings of the faster port (sections model and dataset)") from None
-    sizes = published.read_sizes(
-        {**published.PORT_DEFAULTS, **sections["model"]}, published.PORT_NAMES, f"{config}: model"
-    )
+    given = {**published.PORT_DEFAULTS, **sections["model"]}
+    sizes = published.read_sizes(given, published.PORT_NAMES, f"{config}: model")
     tensors, found = _read(folder, weights, (), "discretizer.pt")
     bins = _port_bins(tensors, found["discretizer.pt"], sizes, folder / "discretizer.pt")
     return Run(
@@ -161,7 +160,10 @@ def _port_planner(trainer: Mapping[str, Any], sizes: ModelConfig) -> dict[str, A
         "max_context_transitions": "eval_beam_context",
     }
     found = {ours: trainer[theirs] for ours, theirs in names.items() if type(trainer.get(theirs)) is int}
-    context = min(found.get("max_context_transitions", 5), sizes.context_transitions)
+    context = min(
+        found.get("max_context_transitions", PlannerConfig().max_context_transitions),
+        sizes.context_transitions,
+    )
     return {"cdf_act": None, **found, "max_context_transitions": context}
 
 
