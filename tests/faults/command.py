@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from processes import descendants, wait_gone, wait_until
+import psutil
+from processes import command_line, wait_gone, wait_until
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Helpers of Ray's raylet, which hold nothing of ours; they notice after a minute that it is gone."""
@@ -42,10 +43,9 @@ class Command:
     def kill(self) -> None:
         """SIGKILL to the command alone; returns when what it had started is gone, but for `AGENTS`."""
         os.kill(self.process.pid, signal.SIGSTOP)  # looking at all processes takes time on a busy machine
-        started = set(descendants(self.process.pid))
-        started -= {agent for name in AGENTS for agent in descendants(self.process.pid, name)}
+        started = psutil.Process(self.process.pid).children(recursive=True)
         self.kill_only()
-        wait_gone(started)
+        wait_gone(process for process in started if "".join(command_line(process)[:1]) not in AGENTS)
 
     def kill_only(self) -> None:
         """SIGKILL to the command alone; what it had started may live on for seconds."""

@@ -12,15 +12,18 @@ import psutil
 PATIENCE = 300.0  # seconds; far more than anything here takes
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Of a process; empty when it is gone."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def descendants(pid: int, name: str = "") -> list[psutil.Process]:
     """Processes below `pid` whose command line begins with `name`, oldest first."""
-    found = []
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            if process.cmdline()[:1] == [name] or not name:
-                found.append(process)
-        except psutil.Error:  # gone in the meantime
-            continue
+    below = psutil.Process(pid).children(recursive=True)
+    found = [process for process in below if name in ("", *command_line(process)[:1])]
     return sorted(found, key=lambda process: (process.create_time(), process.pid))
 
 

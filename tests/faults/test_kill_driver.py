@@ -20,7 +20,7 @@ def at_step(step: int) -> Moment:
     growths: dict[Path, Growth] = {}
 
     def come(folder: Path) -> bool:
-        for model in (folder / "runs" / "models").glob("*"):
+        for model in (folder / "runs" / "models").glob("[!.]*"):  # beside it lie claims
             return growths.setdefault(model, Growth(model / "journal.jsonl"))() >= step
         return False
 
