@@ -30,7 +30,7 @@ from study import (
 
 from tt_ray.errors import UserError
 from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, say_nothing, tidy
-from tt_ray.evaluation.sweep_figures import interval_columns
+from tt_ray.search import interval_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +100,7 @@ def error_figure(table: pd.DataFrame, metric: str, error: str, path: Path) -> No
 
 def _line(axes: Axes, group: pd.DataFrame, metric: str, error: str, strategy: str) -> None:
     marker, color = STYLES.get(strategy, ("D", "#555555"))
-    low, high = interval_columns(metric)
+    low, high = interval_names(metric) or ("", "")
     axes.plot(group[error], group[metric], f"{marker}-", color=color, label=strategy, markersize=5)
     if low in group and high in group:
         axes.vlines(group[error], group[low], group[high], color=color, alpha=0.4)
@@ -120,7 +120,7 @@ def rank_text(table: pd.DataFrame, metric: str, error: str) -> str:
 def report(study: Study, table: pd.DataFrame, error: str, figure: str) -> str:
     """The page: the question, the figure, every trial with its bins."""
     rows = []
-    low, high = interval_columns(study.metric)
+    low, high = interval_names(study.metric) or ("", "")
     for _, row in table.sort_values(["case", "dataset", error]).iterrows():
         score = interval_text(row[study.metric], row.get(low, np.nan), row.get(high, np.nan))
         errors = [number_text(row[name]) for name in (*ERRORS, "entropy")]

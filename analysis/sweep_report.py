@@ -37,10 +37,10 @@ from tt_ray.evaluation.sweep_figures import (
     curves_figure,
     frontier,
     frontier_figure,
-    interval_columns,
     parallel_figure,
     parameter_figure,
 )
+from tt_ray.search import interval_names
 
 FEW_VALUES = 6
 """A parameter with more values is cut into this many ranges less two, each with as many trials."""
@@ -56,7 +56,7 @@ def usable(study: Study) -> pd.DataFrame:
 
 def metric_text(study: Study, trial: pd.Series) -> str:
     """A trial's metric with its interval, where the table has one."""
-    low, high = (trial.get(name, np.nan) for name in interval_columns(study.metric))
+    low, high = (trial.get(name, np.nan) for name in interval_names(study.metric) or ("", ""))
     return interval_text(trial[study.metric], low, high)
 
 

@@ -55,6 +55,10 @@ class Values:
         """The choice at `u` in [0, 1): all are equally likely for an even `u`."""
         return self.values[int(u * len(self.values))]
 
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is one of the choices."""
+        return value in self.values
+
     def tidy(self, value: Any) -> Any:
         """`value`, as it is."""
         return value
@@ -90,6 +94,10 @@ class Range:
         if self.log:
             return self.tidy(math.exp(math.log(low) + u * (math.log(high) - math.log(low))))
         return self.tidy(low + u * (high - low))
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies in the range."""
+        return self.min <= value <= self.max
 
     def tidy(self, value: float) -> int | float:
         """`value` inside the range: whole, or of six digits, which is what a table can show."""
@@ -248,6 +256,15 @@ def default_goal(metric: str) -> Goal:
     """What is better of a metric: less of losses, latencies, idle time and spread, more of all else."""
     less = metric.startswith("val/loss") or any(word in metric for word in ("latency", "idle", "/std"))
     return "minimize" if less else "maximize"
+
+
+def interval_names(metric: str) -> tuple[str, str] | None:
+    """Names of the ends of a metric's interval, where it has one."""
+    stem, _, name = metric.rpartition("/")
+    prefix = {"mean": "ci", "iqm": "iqm_ci"}.get(name)
+    if prefix is None or stem not in ("score", "return"):
+        return None
+    return f"{stem}/{prefix}_low", f"{stem}/{prefix}_high"
 
 
 def check_name(name: str, key: str = "name") -> None:

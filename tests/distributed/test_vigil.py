@@ -78,7 +78,7 @@ with vigil.while_ray_lives(0.1, {"raylet": ("127.0.0.1", 1)}):
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.startswith("Ray has died: its raylet does not answer")
+    assert result.stderr.startswith("error: Ray has died: its raylet does not answer")
     assert result.stderr.count("\n") == 1
 
 

@@ -14,6 +14,7 @@ import pytest
 from minari.dataset.minari_storage import MinariStorage
 
 from tt_ray.config import CollectConfig, to_dict
+from tt_ray.data.episodes import best_tenth
 from tt_ray.data.minari_sets import load_episodes
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
 from tt_ray.errors import UserError
@@ -149,7 +150,7 @@ def test_the_data_set_is_the_learning_history_and_can_be_lived_again(minari_fold
     assert report.episodes == len(data) == len({m["seed"] for m in about})
     assert report.steps == len(data.rewards) == messages[-1][0] >= CONFIG.steps > messages[-2][0]
     assert report.mean_return == pytest.approx(data.returns.mean(), rel=1e-6)
-    best = np.sort(data.returns)[-(len(data) // 10) :]
+    best = best_tenth(data.returns)
     assert report.best_tenth_return == pytest.approx(best.mean(), rel=1e-6)
     assert about[7]["behavior_policy"] == "ars iteration 1 direction 0 -"
     assert "iteration 1:" in messages[0][2]

@@ -13,7 +13,6 @@ from tt_ray.evaluation.sweep_figures import (
     curves_figure,
     frontier,
     frontier_figure,
-    interval_columns,
     parallel_figure,
     parameter_figure,
 )
@@ -255,11 +254,6 @@ def test_numbers_have_three_figures(value: float, text: str) -> None:
 )
 def test_settings_are_shown_as_they_are_written(value: object, text: str) -> None:
     assert value_text(value) == text
-
-
-def test_intervals_have_the_names_of_their_metric() -> None:
-    assert interval_columns("score/mean") == ("score/ci_low", "score/ci_high")
-    assert interval_columns("score/iqm") == ("score/iqm_ci_low", "score/iqm_ci_high")
 
 
 def test_a_figure_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

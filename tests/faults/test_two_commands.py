@@ -35,7 +35,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_the_second_command_refuses(undisturbed: Path, tmp_path: Path) -> None:
     file = tiny.write_file(tmp_path)
     first = Command(tmp_path, "train", file)
-    wait_until(lambda: (tmp_path / "runs" / "models").is_dir(), "training begins")
+    wait_until(lambda: any((tmp_path / "runs" / "models").glob("[!.]*")), "training begins")
     model = tiny.model_folder(tmp_path)
     (running,) = (tmp_path / "runs" / "experiments").iterdir()
     others = [Command(tmp_path, "train", file, *more) for more in ([], ["--resume"], [ONE_WORKER])]

@@ -180,14 +180,14 @@ class LiveBoard:
 
 
 def _title(search: SearchConfig, confidence: float) -> str:
-    from tt_ray.distributed.sweeps.table import interval_names
+    from tt_ray.search import interval_names
 
     name = search.metric.name
     return f"{name} [{100 * confidence:.0f} %]" if interval_names(name) else name
 
 
 def _metric(row: pd.Series, search: SearchConfig) -> str:
-    from tt_ray.distributed.sweeps.table import interval_names
+    from tt_ray.search import interval_names
 
     value, ends = row[search.metric.name], interval_names(search.metric.name)
     if ends is None or not all(end in row for end in ends):

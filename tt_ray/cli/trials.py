@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tt_ray.cli.view import console, duration, empty_table, interval, number, plain_table, runs_table
+from tt_ray.search import interval_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,14 +150,12 @@ def reused_stages(texts: Iterable[str]) -> Mapping[str, int]:
 def winner_rows(sweep: pd.Series) -> list[list[str]]:
     """Main metrics of a sweep's winner: as it was selected, and on fresh episodes."""
 
-    def text(name: str) -> str:
-        stem = name.removesuffix("mean") if name.endswith("/mean") else f"{name}_"
-        return interval(
-            *(sweep.get(part, float("nan")) for part in (name, f"{stem}ci_low", f"{stem}ci_high"))
-        )
+    def text(prefix: str, metric: str) -> str:
+        names = (metric, *(interval_names(metric) or ("", "")))
+        return interval(*(sweep.get(f"{prefix}/{name}", float("nan")) for name in names))
 
     metrics = dict.fromkeys(filter(None, (sweep["metric"], *WINNERS)))
-    rows = [[metric, text(f"best/{metric}"), text(f"confirmed/{metric}")] for metric in metrics]
+    rows = [[metric, text("best", metric), text("confirmed", metric)] for metric in metrics]
     return [row for row in rows if any(row[1:])]
 
 

@@ -92,6 +92,16 @@ class Episodes:
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
 
 
+def tenth(count: int) -> int:
+    """How many of `count` episodes are a tenth of them: rounded down, at least one."""
+    return max(1, count // 10)
+
+
+def best_tenth(returns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest tenth of some returns, ascending."""
+    return np.sort(returns)[-tenth(len(returns)) :]
+
+
 def discounted_values(
     episodes: Episodes, rewards: NDArray[np.float32], discount: float
 ) -> NDArray[np.float32]:

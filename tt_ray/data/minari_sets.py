@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from minari.dataset.minari_storage import MinariStorage
 from numpy.typing import NDArray
 
-from tt_ray.data.episodes import Episodes
+from tt_ray.data.episodes import Episodes, best_tenth
 from tt_ray.data.minari_episodes import UNREADABLE
 from tt_ray.data.minari_folder import (
     OWN_METADATA,
@@ -137,17 +136,16 @@ def describe(dataset_id: str) -> DatasetDescription:
     raw = MinariStorage.read_raw_metadata(storage.data_path)
     hidden = {"observation_space", "action_space", "env_spec", "eval_env_spec", OWN_METADATA}
     leaves = observation_leaves(storage.observation_space)
-    returns = np.sort(episodes.returns)[::-1]
-    best = returns[: math.ceil(len(returns) / 10)]
-    lengths = episodes.lengths
+    returns = episodes.returns
+    spread = {"std": float(returns.std()), "best_tenth": float(best_tenth(returns).mean())}
     return DatasetDescription(
         info=_info(dataset_id),
         observation_space=str(storage.observation_space),
         action_space=str(storage.action_space),
         flattening=leaves,
         columns=_column_stats(episodes, leaves),
-        returns={**_summary(returns), "std": float(returns.std()), "best_tenth": float(best.mean())},
-        lengths=_summary(lengths),
+        returns={**_summary(returns), **spread},
+        lengths=_summary(episodes.lengths),
         terminations=int(episodes.terminated.sum()),
         truncations=int(episodes.truncated.sum()),
         fingerprint=episodes.spec.fingerprint,

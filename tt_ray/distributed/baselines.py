@@ -14,6 +14,7 @@ import numpy as np
 
 from tt_ray.config import BaselineName, PlannerConfig
 from tt_ray.data.d4rl_names import resolve_id
+from tt_ray.data.episodes import best_tenth
 from tt_ray.data.minari_folder import dataset_folder
 from tt_ray.data.minari_reader import own_metadata
 from tt_ray.distributed.evaluate import GREEDY, LinearBaseline, RandomBaseline, Row
@@ -144,7 +145,7 @@ def data_rows(line: Line) -> list[Row]:
         return []
     returns = np.sort(episodes.returns)
     title = TITLES["data"]
-    parts = {title: returns, f"{title}, best tenth": returns[-max(1, len(returns) // 10) :]}
+    parts = {title: returns, f"{title}, best tenth": best_tenth(returns)}
     parts[f"{title}, best episode"] = returns[-1:]
     return [_data_row(line, policy, list(values)) for policy, values in parts.items()]
 

@@ -23,6 +23,7 @@ from tt_ray.distributed.pictures import FIGURES, film, paths_picture, returns_pi
 from tt_ray.distributed.scoring import checkpoint_identity, score_planner
 from tt_ray.evaluation.scores import aggregate_interval
 from tt_ray.experiment_file import dump_yaml
+from tt_ray.files import whole_file
 from tt_ray.fingerprints import fingerprint, plain_settings
 from tt_ray.locks import exclusive
 from tt_ray.tracking import Run, Tracker, provenance_tags, system_metrics
@@ -68,7 +69,8 @@ def train_experiment(line: Line, tracker: Tracker, resume: bool) -> Outcome:
         for seed in line.config.seeds:
             with start_trial(line, tracker, seed, parent) as trial:
                 checkpoints[seed] = _train_seed(line, seed, trial)
-        (run_folder(line) / "config.yaml").write_text(dump_yaml(line.config))
+        with whole_file(run_folder(line) / "config.yaml") as file:
+            file.write_text(dump_yaml(line.config))
         parent.artifact(run_folder(line) / "config.yaml")
     return Outcome([], checkpoints, run_folder(line))
 
@@ -205,7 +207,8 @@ def _report(line: Line, rows: list[Row], parent: Run) -> Path:
     parent.log(figures, line.config.training.steps)
     parent.log(line.usage.metrics(), 0)
     _write_tables(rows, folder)
-    (folder / "config.yaml").write_text(dump_yaml(line.config))
+    with whole_file(folder / "config.yaml") as file:
+        file.write_text(dump_yaml(line.config))
     returns_picture(line, rows, folder / "returns.png")
     for name in ("results.md", "episodes.parquet", "config.yaml", "returns.png"):
         parent.artifact(folder / name)
@@ -226,10 +229,12 @@ def _write_tables(rows: list[Row], folder: Path) -> None:
         "decisions/s",
     ]
     lines = [columns, ["---"] * len(columns), *(row.cells() for row in rows)]
-    (folder / "results.md").write_text("\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n")
+    with whole_file(folder / "results.md") as file:
+        file.write_text("\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n")
     episodes = [
         {"policy": row.policy, "training_seed": row.seed, **result.to_json()}
         for row in rows
         for result in row.results
     ]
-    pd.DataFrame(episodes).to_parquet(folder / "episodes.parquet")
+    with whole_file(folder / "episodes.parquet") as file:
+        pd.DataFrame(episodes).to_parquet(file)

@@ -5,6 +5,7 @@ Nothing that counts depends on them, and what cannot be drawn is a line on the s
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,7 +142,13 @@ def watch_episode(worker: Worker, seed: int) -> Recording:
 def _drawn(
     config: ExperimentConfig, worker: Worker, recording: Recording, stem: Path, kept: Path
 ) -> list[Path]:
-    """The figure and the video of an episode, drawn unless they are there; the recording is kept last."""
+    """The figure and the video of an episode, drawn unless they are there; the recording is kept last.
+
+    They belong to the one recording beside them: that of another model or planner goes first.
+    """
+    for other in stem.parent.glob(f"{glob.escape(stem.name)}-*.npz"):
+        if other != kept:
+            other.unlink()
     figure, video = stem.with_suffix(".png"), stem.with_suffix(".mp4")
     if not (kept.exists() and figure.exists()):
         title = f"{config.name}, episode {recording.seed}: return {number_text(recording.episode_return)}"

@@ -71,9 +71,11 @@ def report(
     written = [_write(folder / f"{name}.parquet", frame) for name, frame in frames.items()]
     with whole_file(folder / "prediction.json") as file:
         file.write_text(json.dumps(_summary(line, held_out, likelihood, ahead, checkpoints), indent=1))
-    (folder / "config.yaml").write_text(dump_yaml(line.config))
-    pictures = _pictures(line, held_out, predictions, likelihood, errors, folder)
-    for path in [*written, folder / "prediction.json", folder / "config.yaml", *pictures]:
+    with whole_file(folder / "config.yaml") as file:
+        file.write_text(dump_yaml(line.config))
+    for path in [*written, folder / "prediction.json", folder / "config.yaml"]:
+        parent.artifact(path)  # before anything is drawn: a library that fails there takes no table along
+    for path in _pictures(line, held_out, predictions, likelihood, errors, folder):
         parent.artifact(path)
     return PredictionOutcome(likelihood, ahead, checkpoints, folder)
 

@@ -87,7 +87,7 @@ class _Watch(threading.Thread):
     def _end_process(self, unwind: float) -> None:
         """End the process, unless the block has been left within so many seconds."""
         if not self.over.wait(unwind):
-            logger.error(self.death)
+            logger.error("error: %s", self.death)  # as the command line says it
             os._exit(2)
 
 

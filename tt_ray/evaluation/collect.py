@@ -19,6 +19,7 @@ import numpy as np
 
 from tt_ray.config import CollectConfig, to_dict
 from tt_ray.data.d4rl_names import reference_scores
+from tt_ray.data.episodes import best_tenth
 from tt_ray.data.minari_folder import check_new_id
 from tt_ray.data.minari_reader import own_metadata
 from tt_ray.data.minari_writer import RecordedEpisode, write_dataset
@@ -234,7 +235,6 @@ def _record(
 def _metadata(config: CollectConfig, identity: str, folder: WorkFolder, map: Map) -> dict[str, Any]:
     """What every data set says of itself: settings, returns, and those of random actions at the same task."""
     returns = np.array([undiscounted_return(episode) for episode in folder.episodes()])
-    best = np.sort(returns)[-max(1, len(returns) // 10) :]
     task = config if config.segment_cells is None else replace(config, max_steps=None)  # that of a segment
     random = map(functools.partial(random_policy_return, task), range(RANDOM_EPISODES))
     return {
@@ -244,7 +244,7 @@ def _metadata(config: CollectConfig, identity: str, folder: WorkFolder, map: Map
             "episodes": len(returns),
             "steps": sum(len(episode.rewards) for episode in folder.episodes()),
             "mean_return": float(returns.mean()),
-            "best_tenth_return": float(best.mean()),
+            "best_tenth_return": float(best_tenth(returns).mean()),
         },
         "random_returns": list(random),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tt_ray.data.episodes import best_tenth
 from tt_ray.evaluation.figure_parts import (
     BLUE,
     GREEN,
@@ -87,7 +88,7 @@ def _return_row(
 def data_figure(returns: ArrayLike, lengths: ArrayLike, path: Path, title: str) -> None:
     """How a data set's episodes are spread: returns [E], their mean and best tenth marked; lengths [E]."""
     returns, lengths = np.asarray(returns, dtype=np.float64), np.asarray(lengths)
-    best = float(np.sort(returns)[-max(1, len(returns) // 10) :].mean())
+    best = float(best_tenth(returns).mean())
     marks = (("mean", float(returns.mean()), "-"), ("best tenth, mean", best, "--"))
     with open_figure(path, 8.5, 3.0) as figure:
         left, right = figure.subplots(1, 2, sharey=True)

@@ -33,7 +33,7 @@ from tt_ray.evaluation.figure_parts import (
     tidy,
     value_text,
 )
-from tt_ray.search import default_goal
+from tt_ray.search import default_goal, interval_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ FEW_POINTS = 10
 def parameter_figure(trials: pd.DataFrame, keys: Sequence[str], metric: str, path: Path) -> None:
     """The metric against each searched key, a panel each: every trial, its interval, the mean of each value.
 
-    Intervals come from `interval_columns`, where the table has them. The best trial of each case is starred;
+    Intervals come from `interval_names`, where the table has them. The best trial of each case is starred;
     cases differ in colour and marker. Best is the largest, but the smallest of a loss or a latency.
     """
     shown, keys = _usable(trials, metric), list(keys) or ["case"]
@@ -109,9 +109,10 @@ def _means(places: Floats, values: Floats, discrete: bool) -> pd.Series:
 
 def _bars(trials: pd.DataFrame, metric: str) -> Floats | None:
     """[2, n] lengths below and above; None without intervals."""
-    low, high = interval_columns(metric)
-    if not {low, high} <= set(trials):
+    names = interval_names(metric)
+    if names is None or not set(names) <= set(trials):
         return None
+    low, high = names
     values = trials[metric].to_numpy(dtype=float)
     ends = [values - trials[low].to_numpy(dtype=float), trials[high].to_numpy(dtype=float) - values]
     return np.clip(np.nan_to_num(np.stack(ends)), 0.0, None)
@@ -290,12 +291,6 @@ def frontier(trials: pd.DataFrame, cost: str, metric: str, goal: str) -> pd.Seri
     ranked = table.dropna().sort_values(["cost", "value"], ascending=[True, False], kind="stable")
     so_far = ranked.groupby("case")["value"].cummax().groupby(ranked["case"]).shift(fill_value=-np.inf)
     return (ranked["value"] > so_far).reindex(trials.index, fill_value=False)
-
-
-def interval_columns(metric: str) -> tuple[str, str]:
-    """Columns of the metric's interval: score/ci_low for score/mean, score/iqm_ci_low for score/iqm."""
-    stem = metric.removesuffix("mean") if metric.endswith("/mean") else f"{metric}_"
-    return f"{stem}ci_low", f"{stem}ci_high"
 
 
 def _less_is_better(metric: str) -> bool:

@@ -16,6 +16,7 @@ import pandas as pd
 import ray
 
 from tt_ray.config import BaselineName, ExperimentConfig, to_dict
+from tt_ray.data.episodes import tenth
 from tt_ray.distributed import cluster
 from tt_ray.distributed.baselines import (
     OF_MODELS,
@@ -184,7 +185,7 @@ def _data_rows(study: Study, baseline: Baseline, label: str) -> list[dict[str, A
     rows = []
     for i, (suffix, value) in enumerate(values.items()):
         figures = {"return/mean": value} | ({} if facts.scores is None else {"score/mean": facts.scores[i]})
-        episodes = facts.episodes if not suffix else max(1, facts.episodes // 10)
+        episodes = facts.episodes if not suffix else tenth(facts.episodes)
         rows.append({**_row(baseline, label + suffix), "seeds": 0, "episodes": episodes, **figures})
     return rows
 

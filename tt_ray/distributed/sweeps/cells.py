@@ -85,6 +85,11 @@ class Record:
         return self.status != "running"
 
     @property
+    def has_model(self) -> bool:
+        """Whether the checkpoint that was played with is still there."""
+        return bool(self.checkpoint) and Path(self.checkpoint).is_dir()
+
+    @property
     def results(self) -> list[EpisodeResult]:
         """The evaluated episodes."""
         return [EpisodeResult.from_json(episode) for episode in self.episodes]

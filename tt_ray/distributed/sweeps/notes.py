@@ -14,7 +14,8 @@ from tt_ray.distributed.sweeps.baselines import baseline_frame
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, cell_name
 from tt_ray.distributed.sweeps.report import interval_of, number, table_lines
 from tt_ray.distributed.sweeps.study import Study
-from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, winners
+from tt_ray.distributed.sweeps.table import CONFIRMED, ranking, winners
+from tt_ray.search import interval_names
 from tt_ray.sweep_file import Trial
 from tt_ray.tracking import Champion, Courier, Journal, MlflowStore, Run, register, show_runs
 from tt_ray.tracking.connection import one_line
@@ -82,7 +83,7 @@ def _mark(study: Study, trial: Trial, record: Record, best: bool) -> None:
     folder = cell_folder(study.folder, trial, record.seed)
     run = Run(None, Journal(folder))
     run.set_tags({"best": "yes" if best else "", "mlflow.runName": cell_name(trial, record.seed, best)})
-    if best and not record.trained and Path(record.checkpoint).is_dir():
+    if best and not record.trained and record.has_model:
         run.artifact(record.checkpoint, "checkpoint")  # of the trial that trained it; a winner has its own
     record.best = best
     record.save(folder)
@@ -96,7 +97,7 @@ def present(study: Study, frame: pd.DataFrame, store: MlflowStore) -> None:
     search, records = study.sweep.search, {t.fingerprint: study.records(t) for t in study.trials}
     try:
         for _, row in winners(frame, search).iterrows():
-            played = [r for r in records[row["fingerprint"]] if r.checkpoint and Path(r.checkpoint).is_dir()]
+            played = [record for record in records[row["fingerprint"]] if record.has_model]
             if played:
                 register(store, _champion(study, row, _best_seed(study, played)))
         name = search.metric.name

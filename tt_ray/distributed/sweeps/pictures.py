@@ -33,7 +33,8 @@ def winner_pictures(
     allocation = share_out(study.sweep.base.resources, cluster.offer(), 1).allocation
     for _, row in winners(frame, study.sweep.search).iterrows():
         trial = by_fingerprint[row["fingerprint"]]
-        records = [record for record in study.records(trial) if record.checkpoint]
+        # A model that has been removed from the store since takes its pictures along.
+        records = [record for record in study.records(trial) if record.has_model]
         data = study.fingerprint_of(trial.config)
         if not records or data is None:
             continue

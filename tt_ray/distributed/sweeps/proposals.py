@@ -94,12 +94,8 @@ def decoded(search: SearchConfig, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _teaches(search: SearchConfig, trial: Past) -> bool:
     """Whether Optuna can take the trial in: it has a figure, and the spaces still hold its settings."""
-
-    def holds(space: Space, value: Any) -> bool:
-        return space.min <= value <= space.max if isinstance(space, Range) else value in space.values
-
     known = trial.value is not None and math.isfinite(trial.value)
-    return known and all(holds(space, trial.settings[key]) for key, space in search.parameters.items())
+    return known and all(space.holds(trial.settings[key]) for key, space in search.parameters.items())
 
 
 def _text(settings: Mapping[str, Any]) -> str:

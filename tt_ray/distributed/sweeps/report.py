@@ -11,11 +11,11 @@ import pandas as pd
 from tt_ray.distributed.sweeps.baselines import baseline_frame
 from tt_ray.distributed.sweeps.cells import Record, episode_frame
 from tt_ray.distributed.sweeps.study import Study
-from tt_ray.distributed.sweeps.table import CONFIRMED, interval_names, ranking, storable, winners
+from tt_ray.distributed.sweeps.table import CONFIRMED, ranking, storable, winners
 from tt_ray.evaluation.figure_parts import value_text
 from tt_ray.evaluation.sweep_figures import curves_figure, frontier_figure, parallel_figure, parameter_figure
 from tt_ray.files import whole_file
-from tt_ray.search import safe_name
+from tt_ray.search import interval_names, safe_name
 from tt_ray.sweep_file import Trial, dump_trial
 from tt_ray.tracking import Run, read
 

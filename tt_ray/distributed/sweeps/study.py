@@ -16,7 +16,7 @@ import numpy as np
 
 from tt_ray.config import ExperimentConfig, GoalConfig, ResourcesConfig
 from tt_ray.data.d4rl_names import resolve_id
-from tt_ray.data.episodes import Episodes
+from tt_ray.data.episodes import Episodes, best_tenth
 from tt_ray.distributed.scoring import evaluation_key, missing
 from tt_ray.distributed.stages import Stage, StageStore
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, read_record
@@ -61,7 +61,7 @@ class DataFacts:
     def of(cls, episodes: Episodes) -> DataFacts:
         """The facts of a data set in memory."""
         spec, returns = episodes.spec, np.sort(episodes.returns)
-        mean, best = float(returns.mean()), float(returns[-max(1, len(returns) // 10) :].mean())
+        mean, best = float(returns.mean()), float(best_tenth(returns).mean())
         scores = normalized_score([mean, best], spec.ref_min_score, spec.ref_max_score)
         pair = None if scores is None else (float(scores[0]), float(scores[1]))
         size = int(episodes.offsets[-1])
@@ -312,11 +312,7 @@ class Study:
 
 def _within(spaces: Mapping[str, Space], settings: Mapping[str, Any]) -> bool:
     """Whether the space still has these settings, which an earlier version of the file had."""
-    return all(
-        value in space.values if isinstance(space, Values) else space.min <= value <= space.max
-        for key, value in settings.items()
-        for space in (spaces[key],)
-    )
+    return all(spaces[key].holds(value) for key, value in settings.items())
 
 
 def with_settings(config: ExperimentConfig, settings: Mapping[str, Any]) -> ExperimentConfig:

@@ -111,15 +111,6 @@ def with_confirmed(frame: pd.DataFrame, confirmed: Sequence[tuple[Trial, list[Re
     return frame
 
 
-def interval_names(metric: str) -> tuple[str, str] | None:
-    """Names of the ends of a metric's interval, where it has one."""
-    stem, _, name = metric.rpartition("/")
-    prefix = {"mean": "ci", "iqm": "iqm_ci"}.get(name)
-    if prefix is None or stem not in ("score", "return"):
-        return None
-    return f"{stem}/{prefix}_low", f"{stem}/{prefix}_high"
-
-
 def storable(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as Parquet can hold it: a column of values of several types as text."""
 
