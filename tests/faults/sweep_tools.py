@@ -176,9 +176,10 @@ def assert_same(folder: Path, undisturbed: Outcome, name: str = "study") -> None
     assert tiny.leftovers(folder / "runs") == []
 
 
-def unmarked(file: bytes) -> list[dict[str, Any]]:
-    """Lines of a record or journal, without what says that its trial is the best."""
-    lines = [{**json.loads(line), "best": None} for line in file.splitlines()]
+def unmarked(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """A JSON file, or the lines of a journal, without what says that its trial is the best."""
+    parts = content.splitlines() if path.suffix == ".jsonl" else [content]
+    lines = [{**json.loads(part), "best": None} for part in parts]
     return [
         line
         for line in lines
@@ -206,8 +207,8 @@ class Kept:
 
     def check(self) -> None:
         """All of it is as it was, but for the mark of the best; episodes may have come on top."""
-        changed = [path for path, old in self.whole.items() if unmarked(path.read_bytes()) != unmarked(old)]
-        assert changed == []
+        for path, content in self.whole.items():
+            assert unmarked(path, path.read_bytes()) == unmarked(path, content), path
         for path, content in self.growing.items():
             whole = content[: content.rfind(b"\n") + 1]
             assert path.read_bytes().startswith(whole), path
