@@ -112,9 +112,9 @@ def supervise(service: Service) -> None:
     state = Path(service.state)
     database = choose(service.database, state)
     over = threading.Event()
+    _await_storage(Path(service.storage))  # until it is there, a signal ends the process at once
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
-    _await_storage(Path(service.storage))
     with exclusive(state, "the tracking service runs already"):
         server = Server(service, database)
         end_leftover(state)
