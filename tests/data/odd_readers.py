@@ -44,6 +44,10 @@ def fill_disk(path: Path) -> Arrays:
     return {"much": np.broadcast_to(np.uint8(1), (1 << 40,))}
 
 
+def outgrow(path: Path) -> Arrays:
+    return {"much": np.broadcast_to(np.uint8(1), (1 << 28,))}
+
+
 def objects(path: Path) -> Arrays:
     return {"objects": np.array([path], dtype=object)}
 

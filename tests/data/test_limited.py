@@ -43,6 +43,7 @@ def test_no_secrets_are_handed_down(file: Path, monkeypatch: pytest.MonkeyPatch)
         ("wait", "not read after 4 s"),
         ("fill_memory", "needs more than 64 MiB of memory"),
         ("fill_disk", "cannot be read: OSError"),
+        ("outgrow", "it holds far more than it looks"),
         ("objects", "cannot be read: ValueError"),
         ("leave", "cannot be read: the reader ended with code 0"),
     ],

@@ -29,10 +29,10 @@ from tt_ray.model.cache import SearchCache
 from tt_ray.model.native import NativeCache
 from tt_ray.model.published import (
     AUTHORS_NAMES,
-    PORT_NAMES,
     Sizes,
     authors_model,
     port_model,
+    port_sizes,
     read_sizes,
 )
 from tt_ray.model.transformer import TrajectoryTransformer
@@ -220,6 +220,6 @@ def test_the_port_names_its_sizes_otherwise() -> None:
         "num_heads": 2,
         "residual_dropout": 0.1,
     }
-    sizes = read_sizes(section, PORT_NAMES, "config.yaml: model")
+    sizes = port_sizes(section, "config.yaml: model")
     assert (sizes.config, sizes.layout, sizes.shared_head) == (CONFIG, LAYOUT, True)
-    assert not read_sizes({**section, "use_sep_heads": True}, PORT_NAMES, "config.yaml: model").shared_head
+    assert not port_sizes({**section, "use_sep_heads": True}, "config.yaml: model").shared_head

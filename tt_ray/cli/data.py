@@ -9,9 +9,9 @@ import typer
 from rich.progress import DownloadColumn, Progress
 
 from tt_ray.cli.arguments import DataSet, settings
+from tt_ray.cli.data_import import import_command
 from tt_ray.cli.data_view import sets_table, show_findings, show_made
 from tt_ray.cli.figures import figures_folder, say_figures
-from tt_ray.cli.importing import import_command
 from tt_ray.cli.reconstruct import bins
 from tt_ray.cli.view import Bars, console, plain_table
 from tt_ray.config import CollectConfig, ExperimentConfig

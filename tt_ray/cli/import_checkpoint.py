@@ -13,7 +13,7 @@ from tt_ray.config import ResourcesConfig
 from tt_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from tt_ray.distributed.importing import Imported
+    from tt_ray.distributed.import_published import Imported
 
 
 def import_checkpoint(
@@ -33,7 +33,7 @@ def import_checkpoint(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder of that name.")] = False,
 ) -> None:
     """Turn a published Trajectory Transformer into a checkpoint folder; nothing in its files is executed."""
-    from tt_ray.distributed.importing import import_published
+    from tt_ray.distributed.import_published import import_published
     from tt_ray.model.folders import CHECKSUMS
 
     target = output or Path(ResourcesConfig().storage) / "imported" / folder.resolve().name

@@ -108,6 +108,8 @@ class Lines:
 
 def result_table(rows: Sequence[Row], confidence: float) -> Table:
     """Returns and normalised scores with their intervals, a line for each policy (and training seed)."""
+    from tt_ray.distributed.scoring import PLANNER
+
     table = empty_table("Results")
     several = len({row.seed for row in rows} - {None}) > 1
     rest = max(15, console.width - 65)  # the numbers seldom need more than 65
@@ -127,7 +129,7 @@ def result_table(rows: Sequence[Row], confidence: float) -> Table:
             f"{summary.length_mean:.0f}" if summary.length_mean else "-",
             f"{speed:.1f}" if speed else "-",
         ]
-        table.add_row(*cells, style="bold" if row.policy == "planner" else None)
+        table.add_row(*cells, style="bold" if row.policy == PLANNER else None)
     return table
 
 

@@ -131,6 +131,7 @@ def main(text: str) -> int:
     read: Callable[..., Arrays] = getattr(importlib.import_module(module), name)
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)  # what a library prints must not get among the arrays
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and then ends in another error
         _limit(request["seconds"], request["memory"])
         try:
             arrays = read(Path(request["path"]), **request["arguments"])

@@ -17,7 +17,6 @@ from tt_ray.errors import UserError
 
 Progress = Callable[[int, int], None]
 """Called with what is done and how much there is in all: files that are read, episodes that are written."""
-HDF5_SUFFIXES = (".hdf5", ".h5")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
 """Files that hold a table; a folder of .npy files is one too."""
 _HDF5_READER = "tt_ray.data.d4rl_file:read_arrays"
@@ -39,7 +38,7 @@ def is_hdf5(path: Path) -> bool:
 def find_files(files: Sequence[Path]) -> list[Path]:
     """The files that are meant, all of one format: a folder stands for the tables in it, by their names.
 
-    A folder with .npy files is one table. `UserError`: not there, none of our formats, several, given twice.
+    A folder with .npy files is one table. `UserError`: not there, of several formats, given twice.
     """
     found: list[Path] = []
     for path in files:

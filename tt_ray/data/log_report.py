@@ -100,14 +100,12 @@ def examine(log: Log, target: Target, drop_incomplete: bool) -> tuple[Cut, Repor
         bad.setdefault(kind, {}).setdefault(episode, line)
     found = whole
     for kind, lines in bad.items():
-        first, more = (
-            next(iter(lines.values())),
-            f" ({len(lines)} episodes have such)" if len(lines) > 1 else "",
-        )
+        first = next(iter(lines.values()))
         if drop_incomplete:
             text = f"episodes left out: {len(lines)}; the first: {first}"
             findings.append(Finding("warning", "left-out", text))
         else:
+            more = f" ({len(lines)} episodes have such)" if len(lines) > 1 else ""
             findings.append(Finding("error", kind, f"{first}{more}; {DROP_HINT}"))
     if drop_incomplete and bad:
         out = [episode for lines in bad.values() for episode in lines]

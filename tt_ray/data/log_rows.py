@@ -43,8 +43,7 @@ class Log:
     terminals: NDArray[np.bool_] | None = None  # [T]
     timeouts: NDArray[np.bool_] | None = None  # [T]
     times: NDArray[np.float64] | None = None  # [T]
-    episodes: NDArray[np.int64] | None = None  # [T] an index of `labels`
-    labels: tuple[str, ...] = ()
+    episodes: NDArray[np.int64] | None = None  # [T] a number for each name, in the order of the files
     shared_labels: int = 0
     """Names of episodes that stand in several files."""
     joined: bool = False
@@ -110,7 +109,7 @@ def join(parts: Sequence[Part], joined: bool) -> Log:
                     f"{part.path} has {here} {role} a row, but {first.path} {there}: "
                     "all files of a set have the same columns"
                 )
-    codes, labels, shared = _joined_codes(parts, joined)
+    codes, shared = _joined_codes(parts, joined)
     columns: dict[str, Any] = {
         name: np.concatenate([part.arrays[name] for part in parts])
         for name in first.arrays
@@ -122,7 +121,6 @@ def join(parts: Sequence[Part], joined: bool) -> Log:
         layout=first.layout,
         dimensions=first.dimensions,
         episodes=codes,
-        labels=labels,
         shared_labels=shared,
         joined=joined,
         **columns,
@@ -162,19 +160,17 @@ def _without_finals(log: Log, whole: Cut) -> Cut:
     return marked.keeping(~_marked((whole.offsets[1:] - 1)[silent], len(whole.rows)))
 
 
-def _joined_codes(
-    parts: Sequence[Part], joined: bool
-) -> tuple[NDArray[np.int64] | None, tuple[str, ...], int]:
-    """The episode of every row of all files, their names, and how many names stand in several files."""
+def _joined_codes(parts: Sequence[Part], joined: bool) -> tuple[NDArray[np.int64] | None, int]:
+    """The episode of every row of all files, and how many names stand in several files."""
     if parts[0].layout.episode is None:
-        return None, (), 0
+        return None, 0
     known: dict[tuple[int, str], int] = {}
     codes = []
     for index, part in enumerate(parts):
         table = [known.setdefault((0 if joined else index, label), len(known)) for label in part.labels]
         codes.append(np.array(table, np.int64)[part.arrays["episodes"]])
     counts = Counter(label for part in parts for label in part.labels)
-    return np.concatenate(codes), tuple(label for _, label in known), sum(n > 1 for n in counts.values())
+    return np.concatenate(codes), sum(n > 1 for n in counts.values())
 
 
 def _or_no(flags: NDArray[np.bool_] | None, total: int) -> NDArray[np.bool_]:

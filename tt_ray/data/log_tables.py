@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -253,8 +252,10 @@ class _Reader:
     def _times(self, name: str, column: pa.Array) -> NDArray[np.float64]:
         """Numbers as they are; dates in seconds."""
         text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        if column.null_count == len(column):  # says nothing of what the next blocks hold
+            return np.full(len(column), np.nan)
         if self.dates is None:
-            first = next((value for value in column.to_pylist() if value is not None), 0) if text else 0
+            first = next(value for value in column.to_pylist() if value is not None) if text else 0
             self.dates = pa.types.is_temporal(column.type) or (text and not _is_number(first))
         if not self.dates:
             return self._numbers(name, column)
@@ -309,6 +310,7 @@ def _narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def _is_number(value: Any) -> bool:
     try:
-        return math.isfinite(float(value)) or True
-    except (TypeError, ValueError):
+        float(value)
+    except (TypeError, ValueError, OverflowError):
         return False
+    return True

@@ -20,15 +20,14 @@ from tt_ray.distributed.baselines import data_baselines, metric_name, model_base
 from tt_ray.distributed.evaluate import Row
 from tt_ray.distributed.line import Line
 from tt_ray.distributed.pictures import FIGURES, film, paths_picture, returns_picture, training_picture
-from tt_ray.distributed.scoring import checkpoint_identity, score_planner
-from tt_ray.evaluation.scores import aggregate_interval
+from tt_ray.distributed.scoring import PLANNER, checkpoint_identity, run_params, score_planner
+from tt_ray.evaluation.scores import aggregate_interval, normalized_score
 from tt_ray.experiment_file import dump_yaml
 from tt_ray.files import whole_file
 from tt_ray.fingerprints import fingerprint, plain_settings
 from tt_ray.locks import exclusive
 from tt_ray.tracking import Run, Tracker, provenance_tags, system_metrics
 
-PLANNER = "planner"
 RUNNING = "another command is running this experiment"
 
 
@@ -81,7 +80,7 @@ def evaluate_experiment(line: Line, tracker: Tracker, checkpoint: Path, seed: in
     folder = line.storage / "trials" / identity
     tags = provenance_tags(seed) | {"checkpoint": str(checkpoint)}
     name = f"{line.config.name} seed {seed} evaluate"
-    with _started(tracker, name, folder, _params(line.config, seed), tags) as run:
+    with _started(tracker, name, folder, run_params(line.config, seed), tags) as run:
         require_policy(line, seed)
         planned = _evaluate_seed(line, checkpoint, seed, run)
         rows = [*data_baselines(line), *planned]
@@ -111,7 +110,7 @@ def start_trial(line: Line, tracker: Tracker, seed: int, parent: Run) -> Iterato
     """The run of one training seed under `parent`, started or continued, for the duration of a block."""
     config = line.config
     folder = line.storage / "trials" / fingerprint("trial", _identity(config), seed)
-    name, params, tags = f"{config.name} seed {seed}", _params(config, seed), provenance_tags(seed)
+    name, params, tags = f"{config.name} seed {seed}", run_params(config, seed), provenance_tags(seed)
     profile = {"episodes": len(line.episodes), "transitions": int(line.episodes.offsets[-1])}
     with _started(tracker, name, folder, params, tags, parent.identity) as run:
         run.log_dataset(line.spec.dataset_id, line.spec.dataset_id, line.spec.fingerprint, profile)
@@ -138,12 +137,6 @@ def _started(
 def _identity(config: ExperimentConfig) -> str:
     """What makes two commands the same experiment; where it runs and where it is logged does not."""
     return fingerprint("experiment", plain_settings(config, "resources", "tracking"))
-
-
-def _params(config: ExperimentConfig, seed: int) -> dict[str, object]:
-    """A trial's settings, as MLflow shows them."""
-    left_out = ("seeds", "resources", "tracking", "question")
-    return {key: value for key, value in to_dict(config).items() if key not in left_out} | {"seed": seed}
 
 
 def _train_seed(line: Line, seed: int, trial: Run) -> Path:
@@ -195,13 +188,10 @@ def _report(line: Line, rows: list[Row], parent: Run) -> Path:
     )
     figures = {"return/mean": total.interval.value}
     figures |= {"return/ci_low": total.interval.low, "return/ci_high": total.interval.high}
-    if spec.ref_min_score is not None and spec.ref_max_score is not None:
-        span = spec.ref_max_score - spec.ref_min_score
-        scores = {
-            name.replace("return", "score"): 100.0 * (value - spec.ref_min_score) / span
-            for name, value in figures.items()
-        }
-        figures |= scores
+    scores = normalized_score(list(figures.values()), spec.ref_min_score, spec.ref_max_score)
+    if scores is not None:
+        names = [name.replace("return", "score") for name in figures]
+        figures |= dict(zip(names, scores.tolist(), strict=True))
     if total.seed_std is not None:
         figures["return/seed_std"] = total.seed_std
     parent.log(figures, line.config.training.steps)

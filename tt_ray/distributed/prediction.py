@@ -24,8 +24,7 @@ from tt_ray.distributed.experiment import start_parent, start_trial
 from tt_ray.distributed.following import Update, following, replay
 from tt_ray.distributed.line import Line, Progress
 from tt_ray.distributed.prediction_report import PredictionOutcome, report
-from tt_ray.distributed.scoring import checkpoint_identity
-from tt_ray.distributed.stages import Input
+from tt_ray.distributed.scoring import checkpoint_identity, made_by
 from tt_ray.errors import UserError
 from tt_ray.evaluation.prediction import (
     Draw,
@@ -164,7 +163,7 @@ class PredictionStudy:
         key = fingerprint("prediction", model, *identity, line.config.resources.decoder)
         folder, name = line.store.path("evaluations", key), f"rollouts ({LABELS[model]})"
         file = folder / "prediction.safetensors"
-        with line.stage("evaluations", key, name, work="rollouts", inputs=_inputs(line, path)) as stage:
+        with line.stage("evaluations", key, name, work="rollouts", inputs=made_by(line, path)) as stage:
             if stage.held:
                 with line.progress.stage(f"{LABELS[model]}: starts", len(starts)) as update:
                     prediction = self.scorer.score(_counted(make(), len(starts), update))
@@ -187,12 +186,6 @@ def _counted(draw: Draw, starts: int, update: Update) -> Iterator[Rollouts]:
     for start in range(starts):
         yield draw(start)
         update(start + 1, "")
-
-
-def _inputs(line: Line, checkpoint: Path) -> list[Input]:
-    """The stage that a checkpoint belongs to, if it lies in this store."""
-    stage = checkpoint.parent.parent
-    return [(kind, stage.name) for kind in ("models", "dynamics") if stage.parent == line.storage / kind]
 
 
 def _device(line: Line) -> str:

@@ -94,8 +94,7 @@ def _port_run(folder: Path, epoch: int | None) -> Run:
         sections["trainer"] = dict(settings.get("trainer") or {})
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{config}: no settings of the faster port (sections model and dataset)") from None
-    given = {**published.PORT_DEFAULTS, **sections["model"]}
-    sizes = published.read_sizes(given, published.PORT_NAMES, f"{config}: model")
+    sizes = published.port_sizes(sections["model"], f"{config}: model")
     tensors, found = _read(folder, weights, (), "discretizer.pt")
     bins = _port_bins(tensors, found["discretizer.pt"], sizes, folder / "discretizer.pt")
     return Run(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tt_ray.config import ExperimentConfig, PlannerConfig
+from tt_ray.config import ExperimentConfig, PlannerConfig, to_dict
 from tt_ray.distributed.evaluate import (
     EpisodeFile,
     Planner,
@@ -24,6 +24,9 @@ from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.evaluation.scores import summarize, with_scores
 from tt_ray.fingerprints import evaluation_fingerprint, fingerprint
 from tt_ray.model.checkpoint import CHECKSUMS
+
+PLANNER = "planner"
+"""What the planner's own rows are called, among those of the baselines."""
 
 
 def episode_seeds(line: Line, episodes: int | None = None) -> list[int]:
@@ -52,6 +55,12 @@ def score_planner(
     key = evaluation_key(line.config, planner, checkpoint, worker.critic)
     inputs = made_by(line, checkpoint, worker.critic)
     return play(line, policy, seed, worker, key, seeds, worker.slots, inputs)
+
+
+def run_params(config: ExperimentConfig, seed: int) -> dict[str, Any]:
+    """The settings of one training seed's run, as MLflow shows them."""
+    left_out = ("seeds", "resources", "tracking", "question")
+    return {key: value for key, value in to_dict(config).items() if key not in left_out} | {"seed": seed}
 
 
 def made_by(line: Line, *checkpoints: Path | None) -> list[Input]:

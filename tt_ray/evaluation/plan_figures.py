@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +22,13 @@ BEFORE = AFTER = 5
 """Steps shown before a decision, and at least after it."""
 
 
-def plan_figure(
-    recording: Recording, path: Path, title: str, dimensions: Sequence[int] | None = None
-) -> None:
+def plan_figure(recording: Recording, path: Path, title: str) -> None:
     """Above: an episode's rewards. Below: plans made at some steps, and what the simulator did, by dimension.
 
-    A column is a decision, a row an observation dimension (`dimensions`, else some spread over all), the last
+    A column is a decision, a row an observation dimension (some, spread over all), the last
     row the reward. Without plans there is only what happened.
     """
-    rows = list(dimensions or _spread(recording.observations.shape[1], DIMENSIONS))
+    rows = list(_spread(recording.observations.shape[1], DIMENSIONS))
     moments = _moments(recording)
     panels = [*rows, None] if len(moments) else []
     with open_figure(path, 10.0, 2.0 + 1.25 * len(panels)) as figure:

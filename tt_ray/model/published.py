@@ -14,7 +14,7 @@ shapes, d the width, P positions:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def read_sizes(settings: Mapping[str, Any], names: Mapping[str, str], source: st
             raise UserError(f"{source}: {key} is missing") from None
         except TypeError as error:
             raise UserError(f"{source}: {key}: {error}") from None
-    sizes = Sizes(**found, shared_head=names is PORT_NAMES and settings.get("use_sep_heads") is not True)
+    sizes = Sizes(**found)
     wrong = [name for name, _ in _WHOLE if found[name] < 1]
     if wrong:
         raise UserError(f"{source}: {names.get(wrong[0], wrong[0])} must be at least 1")
@@ -109,6 +109,12 @@ def read_sizes(settings: Mapping[str, Any], names: Mapping[str, str], source: st
             "dimensions, reward and value"
         )
     return sizes
+
+
+def port_sizes(settings: Mapping[str, Any], source: str) -> Sizes:
+    """The sizes in the port's settings, which leave some to its code, as `read_sizes`."""
+    sizes = read_sizes({**PORT_DEFAULTS, **settings}, PORT_NAMES, source)
+    return replace(sizes, shared_head=settings.get("use_sep_heads") is not True)
 
 
 _WHOLE = tuple(

@@ -20,9 +20,9 @@ from study_tools import (
 )
 
 from tt_ray.config import flatten
+from tt_ray.distributed.scoring import run_params
 from tt_ray.distributed.sweeps.cells import cell_name
 from tt_ray.distributed.sweeps.table import winners
-from tt_ray.distributed.sweeps.trial import cell_params
 from tt_ray.experiment_file import load_experiment
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("counted_everywhere")]
@@ -175,7 +175,7 @@ class TestMlflow:
             assert tags["reused"] in ("tokens", "tokens, model")
             assert Path(tags["checkpoint"]).is_dir()
             assert (extended.study.storage / "tokens" / tags["stage.tokens"]).is_dir()
-            assert run.data.params == {k: str(v) for k, v in flatten(cell_params(trial, seed)).items()}
+            assert run.data.params == {k: str(v) for k, v in flatten(run_params(trial.config, seed)).items()}
             assert run.data.params["planner.horizon"] == str(trial.settings["planner.horizon"])
 
     def test_every_point_is_there_once(self, extended: Launched) -> None:

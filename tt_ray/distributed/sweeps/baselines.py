@@ -88,7 +88,7 @@ def baselines_of(study: Study, frame: pd.DataFrame) -> list[Baseline]:
                     continue
                 found[key] = Baseline(name, key)
             found[key].trials.append(trial)
-    kept = [baseline for baseline in found.values() if not _is_a_trial(study, baseline)]
+    kept = [baseline for baseline in found.values() if not _is_a_trial(baseline)]
     return sorted(kept, key=lambda one: (_place(study, one), list(TITLES).index(one.name)))
 
 
@@ -221,7 +221,7 @@ def _identity(study: Study, config: ExperimentConfig, name: BaselineName) -> lis
     return [*played, *(study.model_key(config, seed) for seed in config.seeds), to_dict(planner)]
 
 
-def _is_a_trial(study: Study, baseline: Baseline) -> bool:
+def _is_a_trial(baseline: Baseline) -> bool:
     """Whether a trial is what the baseline would be, so that its row would stand there twice."""
     makers = {"greedy": greedy, "return-conditioned": return_conditioned}
     make = makers.get(baseline.name)

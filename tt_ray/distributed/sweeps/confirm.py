@@ -13,14 +13,14 @@ import ray
 
 from tt_ray.distributed import cluster
 from tt_ray.distributed.line import Line, Progress
-from tt_ray.distributed.scoring import score_planner
+from tt_ray.distributed.scoring import PLANNER, score_planner
 from tt_ray.distributed.sweeps.board import Board
 from tt_ray.distributed.sweeps.capacity import Capacity, share_out
 from tt_ray.distributed.sweeps.cells import Record, read_record
 from tt_ray.distributed.sweeps.progress import TrialProgress
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import winners
-from tt_ray.distributed.sweeps.trial import POLICY, describe
+from tt_ray.distributed.sweeps.trial import describe
 from tt_ray.sweep_file import Trial
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def play_fresh(
     line.allocation = capacity.allocation
     line.locate(data)
     line.make_tokens()
-    row = score_planner(line, Path(record.checkpoint), config.planner, POLICY, record.seed)
+    row = score_planner(line, Path(record.checkpoint), config.planner, PLANNER, record.seed)
     return replace(record, episodes=[result.to_json() for result in row.results])
 
 

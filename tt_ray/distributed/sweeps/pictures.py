@@ -13,7 +13,7 @@ from tt_ray.distributed.baselines import data_rows
 from tt_ray.distributed.evaluate import Row
 from tt_ray.distributed.line import Line, Progress
 from tt_ray.distributed.pictures import FIGURES, film, paths_picture, returns_picture, training_picture
-from tt_ray.distributed.scoring import make_row
+from tt_ray.distributed.scoring import PLANNER, make_row
 from tt_ray.distributed.sweeps.capacity import share_out
 from tt_ray.distributed.sweeps.cells import Record
 from tt_ray.distributed.sweeps.study import Study
@@ -56,8 +56,8 @@ def _of_winner(
     )
     if not any(record.episodes for record in records):
         return
-    rows = [_row(line, "planner", records)]
-    rows += [_row(line, "planner, fresh seeds", fresh)] if fresh else []
+    rows = [_row(line, PLANNER, records)]
+    rows += [_row(line, f"{PLANNER}, fresh seeds", fresh)] if fresh else []
     yield returns_picture(line, [*rows, *data_rows(line)[:1]], folder / f"{case}returns.png")
     yield from film(line, checkpoint, first.seed, first.results, folder, f"{case}episode")
     results = [result for record in records for result in record.results]

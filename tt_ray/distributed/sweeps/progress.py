@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tt_ray.distributed.following import Update
+from tt_ray.distributed.scoring import PLANNER
 from tt_ray.plain import MALFORMED, read_json
 from tt_ray.sweep_file import Trial
 
@@ -28,7 +29,7 @@ class TrialProgress:
     def stage(self, title: str, total: int) -> Iterator[Update]:
         """A stage of `total` steps for the duration of a block."""
         subject = title.partition(",")[0]  # `training, seed 0`, `planner, seed 0: episodes`
-        what = "episodes" if subject == "planner" else subject
+        what = "episodes" if subject == PLANNER else subject
 
         def update(done: int, message: str) -> None:
             self._write(f"{what} {min(done, total)}/{total} {message}".rstrip(), now=False)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tt_ray.config import to_dict
 from tt_ray.distributed.cluster import Allocation
 from tt_ray.distributed.following import replay
 from tt_ray.distributed.line import Line
-from tt_ray.distributed.scoring import episode_seeds, make_row, score_planner
+from tt_ray.distributed.scoring import PLANNER, episode_seeds, make_row, run_params, score_planner
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, episode_frame, read_record, reuse_text
 from tt_ray.distributed.sweeps.progress import TrialProgress
 from tt_ray.distributed.sweeps.table import trial_metrics
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[float, float], None]
 """`report(count, metric)`: at a rung of so many episodes or training steps."""
-POLICY = "planner"
 SPEED = "speed/tokens_per_second"
 
 
@@ -88,7 +86,7 @@ class Cell:
         self.record.trained, self.record.seconds = before.trained, dict(before.seconds)
         self.record.save(self.folder)
         self.run = open_journal(
-            self.folder, cell_params(self.task.trial, self.seed), cell_tags(self.task, self.seed)
+            self.folder, run_params(self.task.trial.config, self.seed), cell_tags(self.task, self.seed)
         )
         dataset = self.line.config.dataset.id
         self.run.log_dataset(dataset, dataset, self.task.data, self.task.profile)
@@ -132,9 +130,9 @@ class Cell:
         assert self._checkpoint is not None
         line, record = self.line, self.record
         seeds = episode_seeds(line, episodes)[len(self._played) :]
-        new = score_planner(line, self._checkpoint, line.config.planner, POLICY, self.seed, seeds)
+        new = score_planner(line, self._checkpoint, line.config.planner, PLANNER, self.seed, seeds)
         self._played += new.results
-        row = make_row(line, POLICY, self.seed, self._played)
+        row = make_row(line, PLANNER, self.seed, self._played)
         figures = row.summary.metrics() | row.speed()
         record.metrics |= figures
         record.episodes = [result.to_json() for result in row.results]
@@ -247,14 +245,6 @@ def describe_cell(record: Record, trial: Trial) -> str:
     parts += [f"{episodes} episodes"] if episodes else []
     parts += [f"reused {reuse_text(record.reused)}"] if record.reused else []
     return ", ".join(parts)
-
-
-def cell_params(trial: Trial, seed: int) -> dict[str, Any]:
-    """A cell's settings, as MLflow shows them."""
-    left_out = ("seeds", "resources", "tracking", "question")
-    return {key: value for key, value in to_dict(trial.config).items() if key not in left_out} | {
-        "seed": seed
-    }
 
 
 def cell_tags(task: Task, seed: int) -> dict[str, str]:
