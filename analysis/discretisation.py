@@ -29,8 +29,9 @@ from study import (
 )
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, say_nothing, tidy
+from tt_ray.evaluation.figure_parts import COLORS, open_figure, say_nothing, tidy
 from tt_ray.search import interval_names
+from tt_ray.texts import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

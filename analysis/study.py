@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import sys
 import tempfile
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where tt-ra
 
 from tt_ray.errors import UserError
 from tt_ray.evaluation.figure_parts import number_text, value_text
+from tt_ray.files import whole_file
 from tt_ray.search import default_goal, safe_name
 from tt_ray.tracking import connect
 
@@ -204,12 +204,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """As parquet: whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        frame.to_parquet(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        frame.to_parquet(file)
 
 
 def write_figure(draw: Callable[[Path], None], folder: Path, name: str) -> str:
@@ -221,9 +217,8 @@ def write_figure(draw: Callable[[Path], None], folder: Path, name: str) -> str:
 
 def write_report(text: str, path: Path) -> None:
     """As markdown, and on the screen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
     print(text)
     print(f"Written to {path.parent}")
 

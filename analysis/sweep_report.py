@@ -32,7 +32,7 @@ from study import (
 )
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import number_text, value_text
+from tt_ray.evaluation.figure_parts import value_text
 from tt_ray.evaluation.sweep_figures import (
     curves_figure,
     frontier,
@@ -41,6 +41,7 @@ from tt_ray.evaluation.sweep_figures import (
     parameter_figure,
 )
 from tt_ray.search import interval_names
+from tt_ray.texts import number_text
 
 FEW_VALUES = 6
 """A parameter with more values is cut into this many ranges less two, each with as many trials."""

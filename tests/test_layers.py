@@ -14,7 +14,7 @@ PACKAGE = Path(tt_ray.__file__).parent
 # From the bottom up. A part may import itself and what is on a lower level.
 LEVELS = [
     {"errors"},
-    {"config", "strict_yaml", "locks", "files", "plain"},
+    {"config", "strict_yaml", "locks", "files", "plain", "texts"},
     {"experiment_file", "search", "fingerprints"},
     {"search_section"},
     {"sweep_file"},

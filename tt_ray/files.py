@@ -11,7 +11,7 @@ from pathlib import Path
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to in a block; renamed to `path` once that has succeeded."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # ends as `path` does: some writers go by that
     try:
         yield temporary
         os.replace(temporary, path)

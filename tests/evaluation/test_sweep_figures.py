@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from tt_ray.evaluation.figure_parts import Scale, number_text, open_figure, thinned, value_text
+from tt_ray.evaluation.figure_parts import Scale, open_figure, thinned, value_text
 from tt_ray.evaluation.sweep_figures import (
     curves_figure,
     frontier,
@@ -16,6 +16,7 @@ from tt_ray.evaluation.sweep_figures import (
     parallel_figure,
     parameter_figure,
 )
+from tt_ray.texts import number_text
 
 STRATEGY, HORIZON, FILTER = "discretizer.strategy", "planner.horizon", "planner.k_act"
 KEYS = [STRATEGY, HORIZON, FILTER]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from tt_ray.bench.limit import Limit
 from tt_ray.bench.memory import peak_mebibytes, reset_peak
 from tt_ray.bench.planning import CASES, Case, PlanSpeed, measure_engine, measure_reference, vary
 from tt_ray.config import DecoderName
+from tt_ray.files import whole_file
 from tt_ray.training.speed import measure_plain_loop, measure_training, training_flops_per_token
 
 
@@ -144,9 +144,5 @@ def growth(
 
 def write_json(path: Path, rows: Sequence[SpeedRow]) -> None:
     """Write the rows as a JSON list, at once or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

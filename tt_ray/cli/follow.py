@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.text import Text
 
 from tt_ray.cli.trials import count_by_status, families, is_sweep, status_word, sweep_view
-from tt_ray.cli.view import console, duration, interval, runs_table
+from tt_ray.cli.view import console, duration, runs_table
+from tt_ray.texts import interval_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,7 @@ class Log:
         for run_id, run in family.iterrows():
             now = (run["status"], run["score/mean"] == run["score/mean"])
             if self._begun and self._known.get(str(run_id)) != now:
-                score = interval(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
+                score = interval_text(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
                 self._say(f"{run['run']}: {status_word(run['status'])}{f', score {score}' if score else ''}")
             self._known[str(run_id)] = now
         self._begun, self._away = True, False

@@ -10,7 +10,8 @@ import typer
 from tt_ray.cli.arguments import Critic, Model, settings
 from tt_ray.cli.play_view import LivePlay
 from tt_ray.cli.session import find_checkpoint
-from tt_ray.cli.view import Bars, console, duration, made_folder, number, show_line, waiting
+from tt_ray.cli.view import Bars, console, duration, made_folder, show_line, waiting
+from tt_ray.texts import number_text
 
 if TYPE_CHECKING:
     from tt_ray.config import ExperimentConfig
@@ -86,7 +87,7 @@ def _say(recording: Recording, spec: DataSpec) -> None:
 
     result, steps = recording.result, len(recording.rewards)
     score = normalized_score([recording.episode_return], spec.ref_min_score, spec.ref_max_score)
-    scored = "" if score is None else f" (score {number(float(score[0]))})"
+    scored = "" if score is None else f" (score {number_text(float(score[0]))})"
     how = "broken off" if result is None else "terminated" if result.terminated else "out of time"
     took = duration(float(recording.latency.sum()))
     text = f"return {recording.episode_return:.2f}{scored}, {steps} steps, {how}; deciding took {took}"

@@ -14,7 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tt_ray.cli.view import console, number
+from tt_ray.cli.view import console
+from tt_ray.texts import number_text
 
 if TYPE_CHECKING:
     from tt_ray.evaluation.replay import Recorder
@@ -63,9 +64,13 @@ class LivePlay:
     def _facts(self, recorder: Recorder) -> list[tuple[str, str]]:
         steps, rewards = len(recorder.rewards), recorder.rewards
         of = f"/{self._limit}" if self._limit else ""
-        facts = [("step", f"{steps}{of}"), ("return", number(sum(rewards))), ("reward", number(rewards[-1]))]
+        facts = [
+            ("step", f"{steps}{of}"),
+            ("return", number_text(sum(rewards))),
+            ("reward", number_text(rewards[-1])),
+        ]
         if recorder.plans:
-            facts.append(("value predicted", number(float(recorder.plans[-1][1][0, -1]))))
+            facts.append(("value predicted", number_text(float(recorder.plans[-1][1][0, -1]))))
         milliseconds = 1000 * recorder.latency[-1]
         return [*facts, ("decision", f"{milliseconds:.0f} ms")]
 
@@ -105,8 +110,8 @@ def _spark(past: Sequence[float], ahead: Sequence[float]) -> tuple[Text, Text]:
     text.append(sparkline(past, low, high), style="grey50")
     text.append(sparkline(ahead, low, high), style="bold dark_orange3")
     ends = [value for value in ahead if math.isfinite(value)][-1:]
-    now = number(past[-1]) if past else ""
-    return text, Text(f"{now} → {number(ends[0])}" if ends else now, style="dim")
+    now = number_text(past[-1]) if past else ""
+    return text, Text(f"{now} → {number_text(ends[0])}" if ends else now, style="dim")
 
 
 def sparkline(values: Sequence[float], low: float, high: float) -> str:

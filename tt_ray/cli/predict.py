@@ -13,8 +13,9 @@ from rich.table import Table
 from tt_ray.cli.arguments import Resume, settings
 from tt_ray.cli.figures import Figures, copy_figures, figures_folder
 from tt_ray.cli.session import find_checkpoint, session, show_places
-from tt_ray.cli.view import Bars, console, empty_table, interval, times_table
+from tt_ray.cli.view import Bars, console, empty_table, times_table
 from tt_ray.experiment_file import apply_overrides, load_experiment
+from tt_ray.texts import interval_text
 
 if TYPE_CHECKING:
     from tt_ray.config import ExperimentConfig
@@ -100,5 +101,5 @@ def _table(frame: pd.DataFrame, title: str, confidence: float) -> Table:
     for model, mine in rows.groupby("model", sort=False):
         cells = mine.sort_values("step")
         numbers = zip(cells["log_likelihood"], cells["ci_low"], cells["ci_high"], strict=True)
-        table.add_row(LABELS[str(model)], *(interval(*number) for number in numbers))
+        table.add_row(LABELS[str(model)], *(interval_text(*number) for number in numbers))
     return table

@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from tt_ray.cli.view import console, duration, empty_table, interval, number, plain_table
+from tt_ray.cli.view import console, duration, empty_table, plain_table
+from tt_ray.texts import interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +157,7 @@ class LiveBoard:
             status = row["status"]
             if status != self._told.get(key) and status in ("finished", "stopped", "failed"):
                 value = row.get(self._search.metric.name, np.nan)
-                what = row["cause"] or f"{self._search.metric.name} {number(value)}"
+                what = row["cause"] or f"{self._search.metric.name} {number_text(value)}"
                 console.print(f"{row['trial']}: {status}, {what} ({self._headline()})")
             self._told[key] = status
 
@@ -191,8 +192,8 @@ def _metric(row: pd.Series, search: SearchConfig) -> str:
 
     value, ends = row[search.metric.name], interval_names(search.metric.name)
     if ends is None or not all(end in row for end in ends):
-        return number(value)
-    return interval(value, row[ends[0]], row[ends[1]])
+        return number_text(value)
+    return interval_text(value, row[ends[0]], row[ends[1]])
 
 
 def _cells(row: pd.Series, search: SearchConfig, confidence: float) -> dict[str, str]:
@@ -203,9 +204,11 @@ def _cells(row: pd.Series, search: SearchConfig, confidence: float) -> dict[str,
         "trial": f"{row['trial']}{status}",
         "episodes": f"{seeds} x {episodes // seeds}" if seeds > 1 else str(episodes),
         _title(search, confidence): _metric(row, search),
-        "on fresh seeds": interval(row["confirmed/mean"], row["confirmed/ci_low"], row["confirmed/ci_high"]),
-        "return": number(row.get("return/mean", np.nan)),
-        "val loss": number(row.get("val/loss", np.nan)),
+        "on fresh seeds": interval_text(
+            row["confirmed/mean"], row["confirmed/ci_low"], row["confirmed/ci_high"]
+        ),
+        "return": number_text(row.get("return/mean", np.nan)),
+        "val loss": number_text(row.get("val/loss", np.nan)),
         "time": duration(float(row["seconds"])) if row["seconds"] else "",
         "reused": row["reused"] if isinstance(row["reused"], str) else "",
     }

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tt_ray.cli.view import console, duration, empty_table, interval, number, plain_table, runs_table
+from tt_ray.cli.view import console, duration, empty_table, plain_table, runs_table
 from tt_ray.search import interval_names
+from tt_ray.texts import interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,8 +96,12 @@ def _trials_table(trials: pd.DataFrame, title: str) -> Table:
         table.add_column("reused", overflow="fold")
     for _, trial in trials.iterrows():
         name, seed, reused = trial["trial"] or trial["run"], str(trial["seed"] or ""), trial["reused"]
-        score = interval(trial["score/mean"], trial["score/ci_low"], trial["score/ci_high"])
-        numbers = [number(trial["return/mean"]), number(trial["val/loss"]), duration(trial["seconds"])]
+        score = interval_text(trial["score/mean"], trial["score/ci_low"], trial["score/ci_high"])
+        numbers = [
+            number_text(trial["return/mean"]),
+            number_text(trial["val/loss"]),
+            duration(trial["seconds"]),
+        ]
         if narrow:
             below = f"\nreused: {reused}" if reused else ""
             cells = [
@@ -152,7 +157,7 @@ def winner_rows(sweep: pd.Series) -> list[list[str]]:
 
     def text(prefix: str, metric: str) -> str:
         names = (metric, *(interval_names(metric) or ("", "")))
-        return interval(*(sweep.get(f"{prefix}/{name}", float("nan")) for name in names))
+        return interval_text(*(sweep.get(f"{prefix}/{name}", float("nan")) for name in names))
 
     metrics = dict.fromkeys(filter(None, (sweep["metric"], *WINNERS)))
     rows = [[metric, text("best", metric), text("confirmed", metric)] for metric in metrics]
@@ -161,7 +166,7 @@ def winner_rows(sweep: pd.Series) -> list[list[str]]:
 
 def data_line(sweep: pd.Series) -> str:
     """What the data set has by itself, where the sweep has a single one."""
-    mean, score = (number(sweep.get(f"data/{name}/mean", float("nan"))) for name in ("return", "score"))
+    mean, score = (number_text(sweep.get(f"data/{name}/mean", float("nan"))) for name in ("return", "score"))
     return f"data set: mean return {mean}{f' (score {score})' if score else ''}" if mean else ""
 
 

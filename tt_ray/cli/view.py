@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tt_ray.errors import UserError
+from tt_ray.texts import interval_text, number_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,8 +125,8 @@ def result_table(rows: Sequence[Row], confidence: float) -> Table:
         cells = [
             f"{row.policy}, seed {row.seed}" if several and row.seed is not None else row.policy,
             str(summary.episodes),
-            interval(summary.returns.value, summary.returns.low, summary.returns.high),
-            interval(score.value, score.low, score.high) if score is not None else "-",
+            interval_text(summary.returns.value, summary.returns.low, summary.returns.high),
+            interval_text(score.value, score.low, score.high) if score is not None else "-",
             f"{summary.length_mean:.0f}" if summary.length_mean else "-",
             f"{speed:.1f}" if speed else "-",
         ]
@@ -146,8 +147,8 @@ def runs_table(frame: pd.DataFrame, title: str) -> Table:
     for column in further:
         table.add_column(column, overflow="fold")
     for run_id, run in frame.iterrows():
-        score = interval(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
-        numbers = [number(run["return/mean"]), number(run["val/loss"])]
+        score = interval_text(run["score/mean"], run["score/ci_low"], run["score/ci_high"])
+        numbers = [number_text(run["return/mean"]), number_text(run["val/loss"])]
         status = "" if run["status"] == "FINISHED" else f" ({run['status'].lower()})"
         name = f"{'  ' if run['parent'] else ''}{run['run']}{status}"
         params = [_text(run[column]) for column in further]
@@ -172,18 +173,6 @@ def _text(cell: Any) -> str:
     if cell is None or cell != cell:
         return ""
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def interval(value: float, low: float, high: float) -> str:
-    """Such as `95.3 [93.1, 97.2]`, the bounds where there are any; nothing where there is no number."""
-    bounds = f" [{number(low)}, {number(high)}]" if low == low and high == high else ""
-    return f"{number(value)}{bounds}" if value == value else ""
-
-
-def number(value: float) -> str:
-    """Three figures, or all before the point; nothing where there is no number."""
-    decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:.{decimals}f}" if value == value else ""
 
 
 def duration(seconds: float) -> str:

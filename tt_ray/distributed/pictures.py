@@ -21,13 +21,13 @@ from tt_ray.distributed.line import Line
 from tt_ray.distributed.scoring import evaluation_key, planner_of
 from tt_ray.errors import UserError
 from tt_ray.evaluation.camera import NoVideoError, make_video
-from tt_ray.evaluation.figure_parts import number_text
 from tt_ray.evaluation.figures import Points, return_figure, training_figure
 from tt_ray.evaluation.maze_figures import maze_map_of, paths_figure
 from tt_ray.evaluation.mazes import Grid
 from tt_ray.evaluation.plan_figures import plan_figure
 from tt_ray.evaluation.replay import Recording, record_episode
 from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.texts import number_text
 from tt_ray.tracking import read
 
 logger = logging.getLogger(__name__)

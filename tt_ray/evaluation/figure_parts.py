@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from tt_ray.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,27 +53,12 @@ def open_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), whole_file(path) as file:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         kind = path.suffix.removeprefix(".")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         metadata = {"Date": None} if kind == "svg" else {}
-        try:
-            figure.savefig(
-                temporary, dpi=150, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.1
-            )
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def number_text(value: float) -> str:
-    """Three figures, or all before the point; nothing for NaN."""
-    if not math.isfinite(value):
-        return "" if math.isnan(value) else str(value)
-    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{max(0, decimals)}f}" if decimals <= 6 else f"{value:.3g}"
+        figure.savefig(file, dpi=150, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.1)
 
 
 def value_text(value: Any) -> str:

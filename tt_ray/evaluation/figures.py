@@ -18,12 +18,12 @@ from tt_ray.evaluation.figure_parts import (
     PINK,
     RED,
     SMALL,
-    number_text,
     open_figure,
     say_nothing,
     tidy,
 )
 from tt_ray.evaluation.scores import Interval
+from tt_ray.texts import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tt_ray.data.episodes import DataSpec
 from tt_ray.evaluation.environments import make_environment
 from tt_ray.evaluation.figure_parts import COLORS, SMALL, open_figure, tidy
+from tt_ray.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -123,17 +124,13 @@ def film(rows: Mapping[str, Sequence[Frame]], path: Path) -> None:
 
     length = max(len(frames) for frames in rows.values())
     blank = np.zeros_like(next(frame for frames in rows.values() for frame in frames))
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
 
     def beside(step: int) -> Frame:
         pictures = [frames[step] if step < len(frames) else blank for frames in rows.values()]
         return np.concatenate(pictures, axis=1)
 
-    try:
-        imageio.mimwrite(temporary, [beside(step) for step in range(length)], fps=SPEED)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        imageio.mimwrite(file, [beside(step) for step in range(length)], fps=SPEED)
 
 
 def state_strip(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, round_numbers, tidy
+from tt_ray.evaluation.figure_parts import COLORS, open_figure, round_numbers, tidy
 from tt_ray.evaluation.reconstruction import KINDS, STRATEGIES
+from tt_ray.texts import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

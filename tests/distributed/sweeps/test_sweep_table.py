@@ -12,7 +12,7 @@ from study_tools import board_of, launch, make_sweep
 
 from tt_ray.config import DatasetConfig, EvaluationConfig, ExperimentConfig
 from tt_ray.distributed.sweeps.cells import Record, read_record, reuse_text
-from tt_ray.distributed.sweeps.report import interval_of, markdown_table, number, write_tables
+from tt_ray.distributed.sweeps.report import interval_of, markdown_table, write_tables
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import (
     ranking,
@@ -24,6 +24,7 @@ from tt_ray.distributed.sweeps.table import (
 )
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.search import METRICS, MetricConfig, SearchConfig
+from tt_ray.texts import number_text
 
 CONFIG = ExperimentConfig(
     name="x", dataset=DatasetConfig(id="d"), evaluation=EvaluationConfig(bootstrap_samples=4_000)
@@ -259,11 +260,14 @@ class TestFiles:
             (123.4, "123"),
             (np.nan, ""),
             ("x", ""),
-            (0, "0.000"),
+            (0, "0"),
+            (0.0001, "0.000100"),
+            (1e-9, "1e-09"),
+            (np.int64(7), "7.00"),
         ],
     )
     def test_numbers(self, value: object, text: str) -> None:
-        assert number(value) == text
+        assert number_text(value) == text
 
     def test_confirmed_scores_stand_beside_the_winner(self, tmp_path: Path) -> None:
         study = launch(make_sweep(tmp_path)).study

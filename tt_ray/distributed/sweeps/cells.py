@@ -9,7 +9,6 @@ A cell has ended once its record says so: that is all a later command needs in o
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,6 +19,7 @@ import pandas as pd
 
 from tt_ray.errors import UserError
 from tt_ray.evaluation.rollout import EpisodeResult
+from tt_ray.files import whole_file
 from tt_ray.plain import MALFORMED, build, read_json
 from tt_ray.sweep_file import Trial
 
@@ -96,11 +96,10 @@ class Record:
 
     def save(self, folder: Path) -> None:
         """Write the record whole or not at all."""
-        temporary = folder / f".{RESULT}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(self)))
-            os.replace(temporary, folder / RESULT)
+            with whole_file(folder / RESULT) as file:
+                file.write_text(json.dumps(asdict(self)))
         except OSError as error:
             raise UserError(f"{folder}: cannot write there: {error.strerror}") from error
 

@@ -12,11 +12,12 @@ import pandas as pd
 from tt_ray.distributed.scoring import checkpoint_identity
 from tt_ray.distributed.sweeps.baselines import baseline_frame
 from tt_ray.distributed.sweeps.cells import Record, cell_folder, cell_name
-from tt_ray.distributed.sweeps.report import interval_of, number, table_lines
+from tt_ray.distributed.sweeps.report import interval_of, table_lines
 from tt_ray.distributed.sweeps.study import Study
 from tt_ray.distributed.sweeps.table import CONFIRMED, ranking, winners
 from tt_ray.search import interval_names
 from tt_ray.sweep_file import Trial
+from tt_ray.texts import interval_text, number_text
 from tt_ray.tracking import Champion, Courier, Journal, MlflowStore, Run, register, show_runs
 from tt_ray.tracking.connection import one_line
 from tt_ray.tracking.mlflow_store import MAX_TAG_LENGTH
@@ -42,9 +43,10 @@ def sweep_note(study: Study, frame: pd.DataFrame, figures: Sequence[Path], run_i
 def _answer(row: pd.Series, metric: str) -> str:
     """The winner of a case, in a sentence."""
     case = f" of {row['case']}" if row["case"] else ""
-    value, fresh = f"{number(row[metric])} {interval_of(row, metric)}".strip(), [row[c] for c in CONFIRMED]
-    again = f"; on fresh seeds {number(fresh[0])} [{number(fresh[1])}, {number(fresh[2])}]"
-    return f"Best{case}: **{row['trial']}**, {metric} {value}{again if fresh[0] == fresh[0] else ''}."
+    value = f"{number_text(row[metric])} {interval_of(row, metric)}".strip()
+    fresh = interval_text(*(row[name] for name in CONFIRMED))
+    again = f"; on fresh seeds {fresh}" if fresh else ""
+    return f"Best{case}: **{row['trial']}**, {metric} {value}{again}."
 
 
 def _as_fits(lines: Sequence[str], last: Sequence[str], room: int) -> str:
@@ -125,7 +127,7 @@ def _champion(study: Study, row: pd.Series, record: Record) -> Champion:
         "trial.name": record.name,
         "seed": str(record.seed),
         "sweep": base.name,
-        metric: number(row[metric]),
+        metric: number_text(row[metric]),
         "stage.model": Path(record.checkpoint).parent.parent.name,
         "checkpoint.fingerprint": checkpoint_identity(Path(record.checkpoint)),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from tt_ray.distributed.following import Update
 from tt_ray.distributed.scoring import PLANNER
+from tt_ray.files import whole_file
 from tt_ray.plain import MALFORMED, read_json
 from tt_ray.sweep_file import Trial
 
@@ -47,9 +47,8 @@ class TrialProgress:
         self._last = time.monotonic()
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps({"text": self._prefix + text, "time": time.time()}))
-            os.replace(temporary, self._file)
+            with whole_file(self._file) as file:
+                file.write_text(json.dumps({"text": self._prefix + text, "time": time.time()}))
 
 
 def progress_file(sweep: Path, trial: Trial) -> Path:

@@ -17,6 +17,7 @@ from tt_ray.evaluation.sweep_figures import curves_figure, frontier_figure, para
 from tt_ray.files import whole_file
 from tt_ray.search import interval_names, safe_name
 from tt_ray.sweep_file import Trial, dump_trial
+from tt_ray.texts import interval_text, number_text
 from tt_ray.tracking import Run, read
 
 LATENCY = "speed/latency_p50_ms"
@@ -93,34 +94,23 @@ def table_lines(study: Study, *tables: pd.DataFrame, brief: bool = False) -> lis
 def interval_of(row: pd.Series, metric: str) -> str:
     """`[low, high]` of a metric that has an interval, else nothing."""
     low, high = (row.get(name, np.nan) for name in interval_names(metric) or ("", ""))
-    return f"[{number(low)}, {number(high)}]" if low == low else ""
-
-
-def number(value: object) -> str:
-    """Three figures, or all before the point; nothing for NaN."""
-    if not isinstance(value, int | float | np.number) or value != value:
-        return ""
-    magnitude = abs(float(value))
-    decimals = 3 if magnitude < 1 else 2 if magnitude < 10 else 1 if magnitude < 100 else 0
-    return f"{float(value):.{decimals}f}"
+    return f"[{number_text(low)}, {number_text(high)}]" if low == low else ""
 
 
 def _cells(row: pd.Series, keys: Sequence[str], metric: str) -> dict[str, str]:
     """The text of each column of a trial's or a baseline's row."""
-    fresh = [row[name] for name in CONFIRMED]
-    confirmed = f"{number(fresh[0])} [{number(fresh[1])}, {number(fresh[2])}]" if fresh[0] == fresh[0] else ""
     return {
         "trial": row["trial"],
         "status": row["status"],
         **{key: value_text(row[key]) if row["status"] != "baseline" else "" for key in keys},
         "seeds": str(row["seeds"] or ""),
         "episodes": str(row["episodes"]),
-        metric: number(row[metric]),
+        metric: number_text(row[metric]),
         "interval": interval_of(row, metric),
-        "fresh seeds": confirmed,
-        "return": number(row.get("return/mean", np.nan)),
-        "val loss": number(row.get("val/loss", np.nan)),
-        "seconds": number(row["seconds"]),
+        "fresh seeds": interval_text(*(row[name] for name in CONFIRMED)),
+        "return": number_text(row.get("return/mean", np.nan)),
+        "val loss": number_text(row.get("val/loss", np.nan)),
+        "seconds": number_text(row["seconds"]),
         "reused": str(row["reused"]),
     }
 
