@@ -19,7 +19,6 @@ from published import Group, read_published, task_name
 from study import (
     Study,
     error_text,
-    interval_text,
     load_study,
     markdown_table,
     run_script,
@@ -31,6 +30,7 @@ from study import (
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.evaluation.figure_parts import COLORS, SMALL, open_figure, tidy
 from tt_ray.evaluation.scores import aggregate_interval, iqm
+from tt_ray.texts import interval_text
 
 PAPER_EPISODES = 3
 """Episodes of each trained model in the paper's protocol."""

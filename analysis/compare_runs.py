@@ -26,7 +26,6 @@ from study import (
     Curves,
     Study,
     cells_of,
-    interval_text,
     learning_curves,
     load_study,
     markdown_table,
@@ -39,9 +38,10 @@ from study import (
 )
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, say_nothing, tidy
+from tt_ray.evaluation.figure_parts import COLORS, open_figure, say_nothing, tidy
 from tt_ray.evaluation.scores import bootstrap_interval, mean
 from tt_ray.evaluation.sweep_figures import curves_figure
+from tt_ray.texts import interval_text, number_text
 
 ALL = "all cases"
 

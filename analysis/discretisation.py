@@ -19,7 +19,6 @@ import pandas as pd
 from scipy.stats import spearmanr
 from study import (
     Study,
-    interval_text,
     load_study,
     markdown_table,
     run_script,
@@ -31,7 +30,7 @@ from study import (
 from tt_ray.errors import UserError
 from tt_ray.evaluation.figure_parts import COLORS, open_figure, say_nothing, tidy
 from tt_ray.search import interval_names
-from tt_ray.texts import number_text
+from tt_ray.texts import interval_text, number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

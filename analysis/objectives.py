@@ -23,7 +23,6 @@ from compare_runs import Side, differences
 from published import Group, read_published, task_name
 from study import (
     Study,
-    interval_text,
     load_study,
     markdown_table,
     run_script,
@@ -34,8 +33,9 @@ from study import (
 
 from tt_ray.data.d4rl_names import resolve_id
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import COLORS, number_text, open_figure, say_nothing, tidy
+from tt_ray.evaluation.figure_parts import COLORS, open_figure, say_nothing, tidy
 from tt_ray.evaluation.scores import aggregate_interval
+from tt_ray.texts import interval_text, number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

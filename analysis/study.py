@@ -19,9 +19,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also where tt-ray is not installed
 
 from tt_ray.errors import UserError
-from tt_ray.evaluation.figure_parts import number_text, value_text
+from tt_ray.evaluation.figure_parts import value_text
 from tt_ray.files import whole_file
 from tt_ray.search import default_goal, safe_name
+from tt_ray.texts import number_text
 from tt_ray.tracking import connect
 
 Curves = dict[str, tuple[list[int], list[float]]]
@@ -170,13 +171,6 @@ def learning_curves(
                 [value for _, _, value in points],
             )
     return curves
-
-
-def interval_text(value: float, low: float, high: float) -> str:
-    """`44.0 [41.2, 46.9]`; without an interval the number alone, and nothing for NaN."""
-    if not math.isfinite(low) or not math.isfinite(high):
-        return number_text(value)
-    return f"{number_text(value)} [{number_text(low)}, {number_text(high)}]" if value == value else ""
 
 
 def error_text(value: float, error: float) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from study import (
     Study,
-    interval_text,
     learning_curves,
     load_study,
     markdown_table,
@@ -41,7 +40,7 @@ from tt_ray.evaluation.sweep_figures import (
     parameter_figure,
 )
 from tt_ray.search import interval_names
-from tt_ray.texts import number_text
+from tt_ray.texts import interval_text, number_text
 
 FEW_VALUES = 6
 """A parameter with more values is cut into this many ranges less two, each with as many trials."""

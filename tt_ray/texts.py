@@ -19,5 +19,7 @@ def number_text(value: object) -> str:
 
 def interval_text(value: float, low: float, high: float) -> str:
     """Such as `95.3 [93.1, 97.2]`, the bounds where there are any; nothing where there is no number."""
-    bounds = f" [{number_text(low)}, {number_text(high)}]" if low == low and high == high else ""
+    bounds = (
+        f" [{number_text(low)}, {number_text(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
+    )
     return f"{number_text(value)}{bounds}" if value == value else ""

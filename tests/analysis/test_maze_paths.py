@@ -9,7 +9,7 @@ from typing import Any
 import maze_paths
 import pandas as pd
 import pytest
-from conftest import StudyWriter
+from written_studies import StudyWriter
 
 from tt_ray.distributed.sweeps.cells import Record, episode_frame
 from tt_ray.evaluation.mazes import FOUR_ROOMS, U_MAZE_FAR, Grid, MazeMap

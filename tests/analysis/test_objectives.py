@@ -9,9 +9,9 @@ import numpy as np
 import objectives
 import pandas as pd
 import pytest
-from conftest import StudyWriter
 from objectives import FACTS, GREEDY, objective_of
 from published import read_published, task_name
+from written_studies import StudyWriter
 
 from tt_ray.distributed.sweeps.study import DataFacts
 

@@ -26,12 +26,6 @@ def test_means_with_their_errors(value: float, error: float, text: str) -> None:
     assert study.error_text(value, error) == text
 
 
-def test_intervals() -> None:
-    assert study.interval_text(44.04, 41.22, 101.0) == "44.0 [41.2, 101]"
-    assert study.interval_text(44.04, float("nan"), 46.0) == "44.0"
-    assert study.interval_text(float("nan"), float("nan"), float("nan")) == ""
-
-
 def test_markdown_tables_line_up_and_keep_their_cells_apart() -> None:
     table = study.markdown_table(["a", "number"], [["x | y", "1.5"], ["line\nbreak", ""]])
     assert table.splitlines() == [

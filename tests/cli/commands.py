@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+Command = Callable[..., Outcome]
+"""Runs a command line of tt-ray."""
+Refused = Callable[..., str]
+"""Runs one that must end with code 2 and one line, and gives that line."""
 
 
 def as_refusal(outcome: Outcome, *parts: str) -> str:

@@ -9,15 +9,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from commands import Outcome, as_refusal, environment, files_below
+from commands import Command, Outcome, Refused, as_refusal, environment, files_below
 from rich.console import Console
 
 from tt_ray.cli import follow, trials, view
 from tt_ray.cli.app import main
 from tt_ray.tracking import connect
-
-Command = Callable[..., Outcome]
-Refused = Callable[..., str]
 
 
 @pytest.fixture

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commands import Outcome, settings
+from commands import Command, Refused, settings
 
 from tt_ray.cli import cluster as cluster_command
 from tt_ray.distributed.launch import lifecycle
 from tt_ray.distributed.launch.cluster_file import load_cluster
 from tt_ray.distributed.launch.report import Job, Node, Report
 
-Command = Callable[..., Outcome]
-Refused = Callable[..., str]
 SHIPPED = Path(__file__).parents[2] / "cluster.local.yaml"
 
 

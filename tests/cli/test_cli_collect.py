@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import tt_ray, write_file
-from conftest import Refused
+from commands import Refused, tt_ray, write_file
 
 from tt_ray.cli.data import _collect_config
 from tt_ray.config import CollectConfig

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import (
     DATASET,
+    Refused,
     as_refusal,
     files_below,
     recorded,
@@ -26,8 +27,6 @@ from tt_ray.cli.view import Bars
 from tt_ray.distributed.line import Line
 from tt_ray.experiment_file import experiment_from_dict
 from tt_ray.tracking import MlflowTracker
-
-Refused = Callable[..., str]
 
 
 @pytest.fixture

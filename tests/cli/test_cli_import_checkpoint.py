@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import DATASET, Outcome, write_data
+from commands import DATASET, Command, Refused, write_data
 from published_originals import (
     AuthorsGPT,
     PortGPT,
@@ -33,8 +32,6 @@ from tt_ray.distributed.checkpoints import load_for_evaluation
 from tt_ray.distributed.evaluate import Planner, Worker, episodes_here
 from tt_ray.model.checkpoint import load_checkpoint
 
-Command = Callable[..., Outcome]
-Refused = Callable[..., str]
 PENDULUM = TokenLayout(observation_dim=3, action_dim=1, num_bins=10)
 HOPPER = TokenLayout(observation_dim=11, action_dim=3, num_bins=10)
 SIZES = Sizes(num_layers=1, num_heads=2, embed_dim=16, context_transitions=4)

@@ -1,17 +1,14 @@
 """What `evaluate` refuses of goals and critics: in one line, before anything starts."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from commands import train_here, training_job, write_data
+from commands import Refused, train_here, training_job, write_data
 
 from tt_ray.config import CriticConfig
 from tt_ray.data.episodes import Episodes
 from tt_ray.data.minari_reader import load_episodes
 from tt_ray.training.critic import CriticJob, Transitions, fit_critic
-
-Refused = Callable[..., str]
 
 
 def train_critic(folder: Path, episodes: Episodes) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from commands import Outcome, recorded, train_here, training_job, write_data
+from commands import Command, Refused, recorded, train_here, training_job, write_data
 
 from tt_ray.cli import play, play_view
 from tt_ray.cli.play_view import sparkline
@@ -19,8 +19,6 @@ from tt_ray.distributed.evaluate import Planner, Worker, episodes_here
 from tt_ray.evaluation.rollout import EpisodeResult
 
 pytest.importorskip("mujoco")
-Command = Callable[..., Outcome]
-Refused = Callable[..., str]
 STEPS = 12
 
 

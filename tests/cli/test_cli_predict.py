@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import Outcome, recorded, train_here, training_job, write_data, write_file
+from commands import Command, Refused, recorded, train_here, training_job, write_data, write_file
 
 from tt_ray.config import ResourcesConfig
 from tt_ray.distributed import cluster
 from tt_ray.distributed.cluster import Allocation
-
-Command = Callable[..., Outcome]
-Refused = Callable[..., str]
 
 TINY = {
     "dataset": {"validation_fraction": 0.2},

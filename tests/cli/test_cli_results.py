@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import Outcome, as_refusal, files_below, text_of
+from commands import Command, as_refusal, files_below, text_of
 from mlflow_study import CAUSE, Study, make_study
 from rich.console import Console
 
 from tt_ray.cli import trials
 from tt_ray.tracking import results_table
 
-Command = Callable[..., Outcome]
 NAME = "a study"
 
 

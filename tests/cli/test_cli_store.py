@@ -6,19 +6,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Outcome, files_below
+from commands import Command, Refused, files_below
 from rich.console import Console
 
 from tt_ray.cli import store as store_command
 from tt_ray.distributed import pruning
 from tt_ray.distributed.stages import MANIFEST, StageStore
-
-Command = Callable[..., Outcome]
-Refused = Callable[..., str]
 
 TOKENS, MODEL, OTHER, EVALUATION = (
     "0123456789abcdef",

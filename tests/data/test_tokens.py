@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toy_spec import toy_spec
 
 from tt_ray.config import MAX_BINS, DatasetConfig, DiscretizerConfig
 from tt_ray.data.discretizer import Discretizer
 from tt_ray.data.episodes import (
-    DataSpec,
     Episodes,
     apply_terminal_penalty,
     delay_rewards,
@@ -15,18 +15,7 @@ from tt_ray.data.episodes import (
 )
 from tt_ray.data.tokens import Kind, TokenLayout, fit_tokens
 
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=(),
-    observation_dim=2,
-    action_dim=1,
-    action_low=(-1.0,),
-    action_high=(1.0,),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(2, 1)
 
 
 def make_episodes(rewards: list[list[float]], terminated: list[bool]) -> Episodes:

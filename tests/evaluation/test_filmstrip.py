@@ -7,6 +7,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from toy_spec import toy_spec
 
 from tt_ray.data.episodes import DataSpec
 from tt_ray.evaluation.environments import make_environment
@@ -16,17 +17,8 @@ from tt_ray.evaluation.filmstrip import StateRenderer, film, film_strip, state_s
 def spec_of(environment: str) -> DataSpec:
     env = make_environment({"id": environment})
     try:
-        return DataSpec(
-            dataset_id="toy",
-            environment={"id": environment},
-            observation_keys=(),
-            observation_dim=env.observation_space.shape[0],
-            action_dim=env.action_space.shape[0],
-            action_low=(-1.0,) * env.action_space.shape[0],
-            action_high=(1.0,) * env.action_space.shape[0],
-            ref_min_score=None,
-            ref_max_score=None,
-            fingerprint="0",
+        return toy_spec(
+            env.observation_space.shape[0], env.action_space.shape[0], environment={"id": environment}
         )
     finally:
         env.close()

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_spec import toy_spec
 
 from tt_ray.config import PredictionConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec, Episodes
+from tt_ray.data.episodes import Episodes
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
 from tt_ray.evaluation.prediction import (
@@ -29,18 +30,7 @@ from tt_ray.evaluation.prediction import (
 from tt_ray.evaluation.prediction_figures import error_figure, likelihood_figure
 
 LAYOUT = TokenLayout(observation_dim=2, action_dim=1, num_bins=4)
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=(),
-    observation_dim=2,
-    action_dim=1,
-    action_low=(-1.0,),
-    action_high=(1.0,),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(2, 1)
 FLOOR = 0.1
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from toy_spec import toy_spec
 
 from tt_ray.config import ModelConfig, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
 from tt_ray.evaluation.camera import NoVideoError, make_video
@@ -28,18 +28,7 @@ from tt_ray.model.transformer import TrajectoryTransformer
 from tt_ray.planning.engine import PlanningEngine
 
 pytest.importorskip("mujoco")
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "InvertedPendulum-v5"},
-    observation_keys=(),
-    observation_dim=4,
-    action_dim=1,
-    action_low=(-3.0,),
-    action_high=(3.0,),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(4, 1, environment={"id": "InvertedPendulum-v5"}, action_low=(-3.0,), action_high=(3.0,))
 STEPS, HORIZON, EVERY, SEED = 12, 3, 2, 7
 
 

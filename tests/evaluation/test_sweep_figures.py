@@ -16,7 +16,6 @@ from tt_ray.evaluation.sweep_figures import (
     parallel_figure,
     parameter_figure,
 )
-from tt_ray.texts import number_text
 
 STRATEGY, HORIZON, FILTER = "discretizer.strategy", "planner.horizon", "planner.k_act"
 KEYS = [STRATEGY, HORIZON, FILTER]
@@ -231,22 +230,6 @@ def test_a_scale_of_many_numbers_has_round_ticks() -> None:
 def test_ticks_that_would_overlap_are_left_out() -> None:
     ticks = [(0.0, "1"), (0.01, "2"), (0.5, "50"), (1.0, "100")]
     assert thinned(ticks, [0.05] * 4) == [(0.0, "1"), (0.5, "50"), (1.0, "100")]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (44.04, "44.0"),
-        (1234.5, "1234"),
-        (-0.01234, "-0.0123"),
-        (0.0, "0"),
-        (1e-9, "1e-09"),
-        (float("nan"), ""),
-        (float("inf"), "inf"),
-    ],
-)
-def test_numbers_have_three_figures(value: float, text: str) -> None:
-    assert number_text(value) == text
 
 
 @pytest.mark.parametrize(

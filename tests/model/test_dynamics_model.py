@@ -6,23 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_spec import toy_spec
 
-from tt_ray.data.episodes import DataSpec
 from tt_ray.errors import UserError
 from tt_ray.model.dynamics import Ensemble, EnsembleCheckpoint, Pairs, load_ensemble, save_ensemble
 
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=(),
-    observation_dim=3,
-    action_dim=2,
-    action_low=(-1.0, -1.0),
-    action_high=(1.0, 1.0),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(3, 2)
 
 
 def random_ensemble(partial: bool = False, members: int = 4) -> Ensemble:

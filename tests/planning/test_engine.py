@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from toy_spec import toy_spec
 
 from tt_ray.config import DecoderName, ModelConfig, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.model.checkpoint import Checkpoint
 from tt_ray.model.transformer import TrajectoryTransformer
@@ -21,18 +21,7 @@ Floats = NDArray[np.float32]
 
 LAYOUT = TokenLayout(observation_dim=3, action_dim=2, num_bins=11)
 SLOTS = 4
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=(),
-    observation_dim=3,
-    action_dim=2,
-    action_low=(-0.3, -1.0),
-    action_high=(1.0, 0.2),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(3, 2, action_low=(-0.3, -1.0), action_high=(1.0, 0.2))
 PLANNER = PlannerConfig(horizon=4, beam_width=4, n_expand=2, max_context_transitions=3)
 SLIDING = PlannerConfig(horizon=6, beam_width=4, n_expand=2, max_context_transitions=3, window=4, keep=2)
 

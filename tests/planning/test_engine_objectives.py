@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from toy_spec import toy_spec
 
 from tt_ray.config import CriticConfig, ModelConfig, PlannerConfig, to_dict
 from tt_ray.data.discretizer import Discretizer
@@ -24,18 +25,7 @@ Floats = NDArray[np.float32]
 
 PLAIN = TokenLayout(observation_dim=3, action_dim=2, num_bins=9)
 WITH_GOALS = replace(PLAIN, goal_slots=(2, 0))
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=("observation",),
-    observation_dim=3,
-    action_dim=2,
-    action_low=(-1.0, -1.0),
-    action_high=(1.0, 1.0),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(3, 2, observation_keys=("observation",))
 ASKS = replace(SPEC, goal_keys=("desired_goal",), leaf_sizes=(2, 3))
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy_spec import toy_spec
 
 from tt_ray.config import ModelConfig, PlannerConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
 from tt_ray.model.cache import SearchCache
@@ -91,18 +91,7 @@ def test_means_are_those_of_the_distributions_that_each_plan_chose_from(decoder:
 def checkpoint() -> Checkpoint:
     values = np.random.default_rng(0).normal(size=(2_000, LAYOUT.slots)).astype(np.float32)
     bins = Discretizer.fit(values, strategy="quantile", num_bins=LAYOUT.num_bins)
-    spec = DataSpec(
-        dataset_id="toy",
-        environment={"id": "Toy-v0"},
-        observation_keys=(),
-        observation_dim=2,
-        action_dim=2,
-        action_low=(-0.1, -9.0),
-        action_high=(0.1, 9.0),
-        ref_min_score=None,
-        ref_max_score=None,
-        fingerprint="0",
-    )
+    spec = toy_spec(2, 2, action_low=(-0.1, -9.0), action_high=(0.1, 9.0))
     return Checkpoint(random_model(torch.float32), bins, spec, {}, 1, {})
 
 

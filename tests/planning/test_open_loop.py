@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy_spec import toy_spec
 
 from tt_ray.config import ModelConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.errors import UserError
 from tt_ray.model.checkpoint import Checkpoint
@@ -19,18 +19,7 @@ from tt_ray.planning.open_loop import RolloutSampler, sample_rollouts, stream_of
 from tt_ray.planning.sampling import EpisodeStream
 
 LAYOUT = TokenLayout(observation_dim=2, action_dim=1, num_bins=4)
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=(),
-    observation_dim=2,
-    action_dim=1,
-    action_low=(-1.0,),
-    action_high=(1.0,),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(2, 1)
 
 
 def random_checkpoint(context: int = 4, layout: TokenLayout = LAYOUT, stop: float = 0.5) -> Checkpoint:

@@ -91,7 +91,9 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(
 
 def start(folder: Path, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
     command = [sys.executable, toy_training.__file__, str(folder), json.dumps(settings)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folders = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
+    environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment)
 
 
 def lines(file: Path) -> list[str]:

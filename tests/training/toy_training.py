@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from toy_spec import toy_spec
 
 from tt_ray.config import ModelConfig, TrainingConfig
 from tt_ray.data.discretizer import Discretizer
-from tt_ray.data.episodes import DataSpec
 from tt_ray.data.tokens import TokenLayout
 from tt_ray.data.windows import WindowSet
 from tt_ray.training.loop import TrainingJob, Workers, fit
@@ -27,18 +27,7 @@ MODEL = ModelConfig(num_layers=1, num_heads=2, embed_dim=16, context_transitions
 TRAINING = TrainingConfig(
     steps=12, batch_size=8, learning_rate=3e-3, warmup_steps=3, log_every=1, validate_every=4
 )
-SPEC = DataSpec(
-    dataset_id="toy",
-    environment={"id": "Toy-v0"},
-    observation_keys=(),
-    observation_dim=1,
-    action_dim=1,
-    action_low=(-1.0,),
-    action_high=(1.0,),
-    ref_min_score=None,
-    ref_max_score=None,
-    fingerprint="0",
-)
+SPEC = toy_spec(1, 1)
 Curves = dict[int, dict[str, float]]
 
 

@@ -24,7 +24,6 @@ from tt_ray.distributed.sweeps.table import (
 )
 from tt_ray.evaluation.rollout import EpisodeResult
 from tt_ray.search import METRICS, MetricConfig, SearchConfig
-from tt_ray.texts import number_text
 
 CONFIG = ExperimentConfig(
     name="x", dataset=DatasetConfig(id="d"), evaluation=EvaluationConfig(bootstrap_samples=4_000)
@@ -250,24 +249,6 @@ class TestFiles:
         text = markdown_table(study, frame.assign(**{"planner.horizon": 1}), frame[:0])
         assert "| a\\|b | failed | 1 |" in text
         assert "Failed:\n\n- a|b: went | wrong\n" in text
-
-    @pytest.mark.parametrize(
-        ("value", "text"),
-        [
-            (0.12345, "0.123"),
-            (-1.005, "-1.00"),
-            (12.34, "12.3"),
-            (123.4, "123"),
-            (np.nan, ""),
-            ("x", ""),
-            (0, "0"),
-            (0.0001, "0.000100"),
-            (1e-9, "1e-09"),
-            (np.int64(7), "7.00"),
-        ],
-    )
-    def test_numbers(self, value: object, text: str) -> None:
-        assert number_text(value) == text
 
     def test_confirmed_scores_stand_beside_the_winner(self, tmp_path: Path) -> None:
         study = launch(make_sweep(tmp_path)).study
