@@ -139,11 +139,13 @@ def test_the_runs_best_first(study: Study, visit: Any, picture: Any) -> None:
 def test_the_sweeps_own_page(study: Study, visit: Any, picture: Any) -> None:
     page = visit(study.run_page(study.parent))
     shown(page, re.compile(QUESTION), study.best.data.tags["trial.name"], re.compile("on fresh seeds"))
-    figure = page.locator("img[alt=parameters]")
+    page.set_viewport_size({"width": 1500, "height": 1700})
+    page.get_by_text("Show more").click()
+    figure = page.locator("img[src*=parameters]")
     sync_api.expect(figure).to_be_visible(timeout=PATIENCE)
-    page.wait_for_function("document.querySelector('img[alt=parameters]').naturalWidth > 300")
+    page.wait_for_function("document.querySelector('img[src*=parameters]').naturalWidth > 300")
     page.wait_for_function("[...document.images].every(image => image.complete)")
-    for image in page.locator("img[alt]").all():
+    for image in page.locator("img[src*=figures]").all():
         box = image.bounding_box()
         assert box["x"] + box["width"] < 1500, "a figure is cut at the page's edge"
     picture(page, "sweep")
